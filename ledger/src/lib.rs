@@ -1,0 +1,32 @@
+//! The words and the arithmetic of the cost ledger: facts in, postings out, by pure functions.
+//!
+//! This crate does no IO, reads no clock and knows no runtime. Everything that decides about money lives here.
+//! Facts ([`Attempt`], [`CapacityFact`], …) are never changed; they become [`Posting`]s through prices
+//! ([`price`]) or allocation, and the postings of an origin always add up to the origin ([`closure`]).
+
+pub mod attempt;
+pub mod capacity;
+pub mod charge;
+pub mod closure;
+pub mod context;
+pub mod decimal;
+pub mod fact;
+pub mod id;
+pub mod money;
+pub mod posting;
+pub mod price;
+pub mod step;
+pub mod time;
+pub mod usage;
+
+pub use attempt::{Attempt, Operation, Outcome, Route, ServiceClass, Source, Timeline, TokenGaps};
+pub use capacity::{CapacityFact, PurchaseOption};
+pub use charge::{Charge, Costs, EstimateReason, ResolvedRates, UnpricedReason};
+pub use context::{Context, ContextField, Label};
+pub use decimal::DecimalError;
+pub use fact::{Fact, Gap, Opened};
+pub use id::{AttemptId, KeyId, PostingId, RequestId};
+pub use money::{GpuHourRate, Money, MoneyError, TokenPrice};
+pub use posting::{Line, Origin, Posting, Tier};
+pub use time::{Clock, Period, Timestamp};
+pub use usage::{TokenKind, TokenUsage, UsageQuality};

@@ -1,0 +1,1 @@
+//! The step-time model of a continuous batch (stub, being written).
