@@ -15,6 +15,7 @@ pub mod id;
 pub mod money;
 pub mod posting;
 pub mod price;
+pub mod settle;
 pub mod step;
 pub mod time;
 pub mod usage;

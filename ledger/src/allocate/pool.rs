@@ -1,0 +1,539 @@
+//! One interval of one pool: capacity and requests in, postings out that add up to the interval's cost exactly.
+//!
+//! A pure function of its facts. They may come late, twice, in any order or not at all; the same facts always give the
+//! same postings, ids included, and facts that come later give [`corrections`], never changed rows.
+
+use std::collections::BTreeMap;
+
+use super::colocated::time_sliced;
+use super::idle::Idle;
+use super::policy::{HeadroomRule, Method, Policy};
+use super::replica::Replica;
+use super::timeline::{EngineTimeline, Limits, Part, Sweep};
+use crate::capacity::{CapacityFact, PurchaseOption, latest};
+use crate::charge::Costs;
+use crate::context::{Context, Label};
+use crate::id::{AttemptId, PostingId};
+use crate::money::{Money, MoneyError};
+use crate::posting::{Line, Origin, Posting, Tier};
+use crate::time::{Period, Timestamp};
+
+/// One request that an engine of the pool served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Served {
+    /// The attempt. A later observation of the same attempt replaces an earlier one.
+    pub attempt: AttemptId,
+    /// Who caused it.
+    pub context: Context,
+    /// The engine that served it, as in [`Engine::name`].
+    pub engine: Label,
+    /// When it ran; of one that still runs, its progress so far.
+    pub timeline: EngineTimeline,
+    /// Whether any part of the timeline is a guess.
+    pub estimated: bool,
+    /// When this was observed; the latest observation wins.
+    pub observed_at: Timestamp,
+}
+
+/// One engine process: what it runs, and on whose GPUs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Engine {
+    /// Its name.
+    pub name: Label,
+    /// The replica of the capacity facts whose GPUs it uses. Engines on the same replica are time-sliced.
+    pub replica: Label,
+    /// The model it serves.
+    pub model: Option<Label>,
+    /// The step-time model with its constants.
+    pub constants: Replica,
+    /// What it can hold.
+    pub limits: Limits,
+    /// When it could serve; what its GPUs cost before is cold start. Unknown: it always could.
+    pub ready_at: Option<Timestamp>,
+    /// Whose objective keeps it running whatever the demand; its idle time is warm.
+    pub kept_warm_for: Option<Context>,
+    /// Seconds of the engine that served what bypassed the gateway, from its counters less what was metered.
+    pub unobserved_s: Option<f64>,
+}
+
+/// What is known of a pool beside its capacity and its requests.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Demand {
+    /// The peak that the pool is kept for, in GPUs.
+    pub peak_gpus: Option<f64>,
+    /// What each consumer owes of the headroom, by the airport game over the pool's horizon (in any unit).
+    pub headroom: Vec<(Context, f64)>,
+}
+
+/// All facts that an allocation reads. Those of other pools and other times change nothing.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// The GPUs and what they cost.
+    pub capacity: &'a [CapacityFact],
+    /// The engines on them.
+    pub engines: &'a [Engine],
+    /// What the engines served.
+    pub served: &'a [Served],
+    /// The pool's peak and who makes it.
+    pub demand: &'a Demand,
+}
+
+/// Allocates what `pool` cost within `period`.
+///
+/// # Errors
+/// [`MoneyError`] when the amounts leave the range of the ledger.
+pub fn allocate(
+    pool: &Label,
+    period: Period,
+    facts: Facts<'_>,
+    policy: &Policy,
+    booked_at: Timestamp,
+) -> Result<Vec<Posting>, MoneyError> {
+    let Facts { capacity, engines, served, demand } = facts;
+    let mut books = Books::default();
+    let served = latest_served(served);
+    let mut facts = latest(capacity);
+    facts.retain(|fact| fact.pool == *pool && fact.period.intersect(period).is_some());
+    let owner = facts.iter().find_map(|fact| fact.owner.clone());
+    let mut idle = Idle::default();
+    let mut left_idle: Vec<(IdleKind, Money)> = Vec::new();
+
+    // Capacity facts of one replica (it grew, or was restarted) are handled one after the other.
+    for fact in &facts {
+        let Some(span) = fact.period.intersect(period) else { continue };
+        let mut own: Vec<&Engine> = engines.iter().filter(|engine| engine.replica == fact.replica).collect();
+        own.sort_by(|a, b| a.name.cmp(&b.name));
+        own.dedup_by(|a, b| a.name == b.name);
+        let use_of = Used::of(fact, span, &own, &served, policy.method);
+        let amount = fact.cost_within(period);
+        let gpus = f64::from(fact.gpus);
+        idle.busy += gpus * use_of.busy_s;
+        let kind = IdleKind::of(fact, &own);
+        match &kind {
+            IdleKind::WithoutEngine => idle.without_engine_reserved += gpus * use_of.idle_s,
+            IdleKind::Warm(_) => idle.standby += gpus * use_of.idle_s,
+            IdleKind::Other => idle.other += gpus * use_of.idle_s,
+        }
+        let rest = use_of.book(amount, &mut books, &own, owner.as_ref())?;
+        left_idle.push((kind, rest));
+    }
+
+    idle.peak = demand.peak_gpus.map(|gpus| gpus * period.micros() as f64 * 1e-6);
+    let waterfall = idle.waterfall();
+    for (kind, amount) in left_idle {
+        let owned = || Context { team: owner.clone(), ..Context::default() };
+        match kind {
+            IdleKind::WithoutEngine => books.add(Key::line(Line::IdleReserved, owned()), amount, false),
+            IdleKind::Warm(context) => books.add(Key::line(Line::Warm, context), amount, false),
+            IdleKind::Other => {
+                let weights = [waterfall.headroom, waterfall.above_peak].map(weight);
+                let parts = split_or_last(amount, &weights)?;
+                books.add(Key::line(Line::IdleReserved, owned()), parts[1], false);
+                books.headroom(parts[0], demand, policy.headroom, &owned())?;
+            }
+        }
+    }
+    Ok(books.postings(pool, period, policy, booked_at))
+}
+
+/// What has to be booked so that `before` becomes `after`: a posting for each difference, of the same origin. Adds up to
+/// the difference of both sums, which is zero when the origin's cost did not change.
+#[must_use]
+pub fn corrections(before: &[Posting], after: &[Posting]) -> Vec<Posting> {
+    let mut net: BTreeMap<Key, (Money, Money, Option<&Posting>)> = BTreeMap::new();
+    for posting in before {
+        let entry = net.entry(Key::of(posting)).or_insert((Money::ZERO, Money::ZERO, Some(posting)));
+        entry.0 += posting.costs.effective_cost;
+    }
+    for posting in after {
+        let entry = net.entry(Key::of(posting)).or_insert((Money::ZERO, Money::ZERO, Some(posting)));
+        entry.1 += posting.costs.effective_cost;
+        entry.2 = Some(posting);
+    }
+    let booked_at = after.iter().map(|posting| posting.booked_at).max();
+    net.into_iter()
+        .filter(|(_, (was, is, _))| was != is)
+        .filter_map(|(_, (was, is, posting))| {
+            let posting = posting?;
+            // The id follows from what it corrects, so that correcting twice from the same books books once.
+            let revision = format!("{} {} {}", posting.id, was.pico(), is.pico());
+            let id = posting_id(posting.period.start, &revision);
+            let booked_at = booked_at.unwrap_or(posting.booked_at);
+            Some(Posting { id, costs: Costs::flat(is - was), booked_at, ..posting.clone() })
+        })
+        .collect()
+}
+
+/// The latest observation of each attempt, in the order of attempts.
+fn latest_served(served: &[Served]) -> Vec<&Served> {
+    let mut kept: BTreeMap<AttemptId, &Served> = BTreeMap::new();
+    for one in served {
+        let rank = |one: &Served| (one.observed_at, one.timeline.last_token, one.timeline.output_tokens);
+        let newest = kept.entry(one.attempt).or_insert(one);
+        if rank(one) > rank(newest) {
+            *newest = one;
+        }
+    }
+    kept.into_values().collect()
+}
+
+enum IdleKind {
+    /// Reserved GPUs on which no engine is known.
+    WithoutEngine,
+    Warm(Context),
+    Other,
+}
+
+impl IdleKind {
+    fn of(fact: &CapacityFact, engines: &[&Engine]) -> IdleKind {
+        if let Some(context) = engines.iter().find_map(|engine| engine.kept_warm_for.clone()) {
+            return IdleKind::Warm(context);
+        }
+        let reserved = matches!(fact.purchase, PurchaseOption::Reserved | PurchaseOption::Owned);
+        if engines.is_empty() && reserved { IdleKind::WithoutEngine } else { IdleKind::Other }
+    }
+}
+
+/// How one capacity fact's time was used, in seconds.
+struct Used<'a> {
+    /// What each request pays, with its place in `engines`.
+    requests: Vec<(&'a Served, usize, f64)>,
+    /// By engine: recomputed after preemptions; traffic that bypassed the gateway.
+    waste_s: Vec<f64>,
+    unobserved_s: Vec<f64>,
+    cold_s: f64,
+    busy_s: f64,
+    idle_s: f64,
+}
+
+impl<'a> Used<'a> {
+    fn of(fact: &CapacityFact, span: Period, engines: &[&Engine], served: &[&'a Served], method: Method) -> Used<'a> {
+        let span_s = span.micros() as f64 * 1e-6;
+        let mut used = Used {
+            requests: Vec::new(),
+            waste_s: vec![0.0; engines.len()],
+            unobserved_s: vec![0.0; engines.len()],
+            cold_s: 0.0,
+            busy_s: 0.0,
+            idle_s: 0.0,
+        };
+        let mut stretches = Vec::with_capacity(engines.len());
+        let mut swept = Vec::with_capacity(engines.len());
+        for engine in engines {
+            let own: Vec<&Served> = served.iter().copied().filter(|one| one.engine == engine.name).collect();
+            let (parts, busy) = sweep(engine, &own, span, method);
+            stretches.push(busy);
+            swept.push(parts);
+        }
+        // Each engine's part of the moments in which several were busy.
+        let granted = time_sliced(&stretches);
+        for (place, parts) in swept.into_iter().enumerate() {
+            let all: f64 = parts.iter().map(|(_, seconds, waste)| seconds + waste).sum();
+            let scale = if all > 0.0 { granted[place] / all } else { 0.0 };
+            for (one, seconds, waste) in parts {
+                used.requests.push((one, place, seconds * scale));
+                used.waste_s[place] += waste * scale;
+            }
+        }
+        used.busy_s = granted.iter().sum::<f64>().min(span_s);
+        let ready = engines.iter().filter_map(|engine| engine.ready_at).min();
+        let started = fact.period.start.max(span.start);
+        let loading_s = ready.map_or(0.0, |ready| ready.min(span.end).micros_since(started) as f64 * 1e-6);
+        used.cold_s = loading_s.min(span_s - used.busy_s);
+        used.idle_s = (span_s - used.busy_s - used.cold_s).max(0.0);
+        used.take_unobserved(engines, &granted);
+        used
+    }
+
+    /// Traffic that bypassed the gateway ran beside the metered requests where there were any, and otherwise in what
+    /// looked idle.
+    fn take_unobserved(&mut self, engines: &[&Engine], granted: &[f64]) {
+        for (place, engine) in engines.iter().enumerate() {
+            let wanted = engine.unobserved_s.filter(|seconds| *seconds > 0.0).unwrap_or(0.0);
+            if wanted == 0.0 {
+                continue;
+            }
+            if granted[place] > 0.0 {
+                let kept = granted[place] / (granted[place] + wanted);
+                for (_, _, seconds) in self.requests.iter_mut().filter(|(_, at, _)| *at == place) {
+                    *seconds *= kept;
+                }
+                self.waste_s[place] *= kept;
+                self.unobserved_s[place] = granted[place] * (1.0 - kept);
+            } else {
+                let taken = wanted.min(self.idle_s);
+                self.unobserved_s[place] = taken;
+                self.idle_s -= taken;
+                self.busy_s += taken;
+            }
+        }
+    }
+
+    /// Books all but the idle time and returns what that cost.
+    fn book(
+        self,
+        amount: Money,
+        books: &mut Books,
+        engines: &[&Engine],
+        owner: Option<&Label>,
+    ) -> Result<Money, MoneyError> {
+        let owned = || Context { team: owner.cloned(), ..Context::default() };
+        let mut keys = Vec::with_capacity(self.requests.len() + 2 * engines.len() + 1);
+        let mut weights = Vec::with_capacity(keys.capacity() + 1);
+        for (one, place, seconds) in &self.requests {
+            books.contexts.insert(one.attempt, one.context.clone());
+            keys.push((Key::request(one, engines[*place].model.clone()), one.estimated));
+            weights.push(weight(*seconds));
+        }
+        for (place, engine) in engines.iter().enumerate() {
+            for (line, seconds) in [(Line::Waste, self.waste_s[place]), (Line::Unobserved, self.unobserved_s[place])] {
+                keys.push((Key { model: engine.model.clone(), ..Key::line(line, owned()) }, false));
+                weights.push(weight(seconds));
+            }
+        }
+        keys.push((Key::line(Line::ColdStart, owned()), false));
+        weights.push(weight(self.cold_s));
+        weights.push(weight(self.idle_s));
+        let mut parts = split_or_last(amount, &weights)?;
+        let idle = parts.pop().unwrap_or(Money::ZERO);
+        for ((key, estimated), part) in keys.into_iter().zip(parts) {
+            books.add(key, part, estimated);
+        }
+        Ok(idle)
+    }
+}
+
+/// Seconds and wasted seconds of each request within `span` on one engine, and the engine's busy stretches.
+fn sweep<'a>(
+    engine: &Engine,
+    served: &[&'a Served],
+    span: Period,
+    method: Method,
+) -> (Vec<(&'a Served, f64, f64)>, Vec<(f64, f64)>) {
+    let mut order: Vec<(EngineTimeline, &Served)> = served
+        .iter()
+        .map(|one| (one.timeline.ordered(), *one))
+        .filter(|(timeline, _)| timeline.scheduled < span.end && span.start < timeline.last_token)
+        .collect();
+    order.sort_by_key(|(timeline, one)| (timeline.scheduled, one.attempt));
+    let Some(base) = order.first().map(|(timeline, _)| timeline.scheduled) else { return (Vec::new(), Vec::new()) };
+
+    let mut seconds = vec![(0.0, 0.0); order.len()];
+    let mut within = false;
+    let constants = if method == Method::EqualTime { engine.constants.overhead_only() } else { engine.constants };
+    let mut running = Sweep::new(constants, engine.limits, base);
+    let mut emit = |seconds: &mut Vec<(f64, f64)>, within: bool, part: Part| {
+        if let Some(sum) = usize::try_from(part.tag).ok().and_then(|tag| seconds.get_mut(tag)).filter(|_| within) {
+            sum.0 += part.share.total_s();
+            sum.1 += part.waste_s;
+        }
+    };
+    // What happened before the interval belongs to the interval before; the state at its start does not.
+    for (tag, (timeline, _)) in order.iter().enumerate() {
+        if !within && timeline.scheduled >= span.start {
+            running.cut(span.start, &mut |part| emit(&mut seconds, false, part));
+            within = true;
+        }
+        running.push(tag as u64, timeline, &mut |part| emit(&mut seconds, within, part));
+    }
+    if !within {
+        running.cut(span.start, &mut |part| emit(&mut seconds, false, part));
+    }
+    running.cut(span.end, &mut |part| emit(&mut seconds, true, part));
+
+    let clipped: Vec<Period> = order
+        .iter()
+        .filter_map(|(timeline, _)| Period { start: timeline.scheduled, end: timeline.last_token }.intersect(span))
+        .collect();
+    let busy = union(&clipped, span.start);
+    let parts = order
+        .iter()
+        .zip(seconds)
+        .map(|((timeline, one), (seconds, waste))| match method {
+            Method::Roofline | Method::EqualTime => (*one, seconds, waste),
+            Method::Tokens => (*one, tokens_within(timeline, span, 1.0), 0.0),
+            Method::WeightedTokens => (*one, tokens_within(timeline, span, 2.0), 0.0),
+        })
+        .collect();
+    (parts, busy)
+}
+
+/// Tokens of a request within a span, its phases taken as even, an output token counting `output_weight`.
+fn tokens_within(timeline: &EngineTimeline, span: Period, output_weight: f64) -> f64 {
+    let part = |start: Timestamp, end: Timestamp| {
+        let phase = Period { start, end };
+        match phase.intersect(span) {
+            Some(both) => both.micros() as f64 / phase.micros() as f64,
+            // A phase of no length lies inside or outside as a whole.
+            None => f64::from(u8::from(start == end && span.contains(start))),
+        }
+    };
+    f64::from(timeline.input_tokens) * part(timeline.scheduled, timeline.first_token)
+        + output_weight * f64::from(timeline.output_tokens) * part(timeline.first_token, timeline.last_token)
+}
+
+/// The union of periods that come in the order of their starts, in seconds from `base`.
+fn union(periods: &[Period], base: Timestamp) -> Vec<(f64, f64)> {
+    let mut stretches: Vec<Period> = Vec::new();
+    for &period in periods {
+        match stretches.last_mut() {
+            Some(last) if period.start <= last.end => last.end = last.end.max(period.end),
+            _ => stretches.push(period),
+        }
+    }
+    let seconds = |at: Timestamp| at.micros_since(base) as f64 * 1e-6;
+    stretches.iter().map(|period| (seconds(period.start), seconds(period.end))).collect()
+}
+
+/// Seconds as whole picoseconds, so that a split by them is exact to far below the picodollar.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to a range that fits")]
+fn weight(seconds: f64) -> u64 {
+    (seconds * 1e12).clamp(0.0, 1e18).round() as u64
+}
+
+/// [`Money::split`], except that an amount over no weights at all goes to the last part: time that nobody is known to have
+/// used is idle.
+fn split_or_last(amount: Money, weights: &[u64]) -> Result<Vec<Money>, MoneyError> {
+    match amount.split(weights) {
+        Err(MoneyError::NoWeights) => {
+            let mut parts = vec![Money::ZERO; weights.len()];
+            if let Some(last) = parts.last_mut() {
+                *last = amount;
+            }
+            Ok(parts)
+        }
+        split => split,
+    }
+}
+
+/// What makes two amounts of one origin the same row.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    line: Line,
+    attempt: Option<AttemptId>,
+    model: Option<Label>,
+    who: [Option<Label>; 6],
+}
+
+impl Key {
+    fn who(context: &Context) -> [Option<Label>; 6] {
+        [
+            context.consumer.clone(),
+            context.application.clone(),
+            context.team.clone(),
+            context.cost_centre.clone(),
+            context.customer.clone(),
+            context.feature.clone(),
+        ]
+    }
+
+    fn line(line: Line, context: Context) -> Key {
+        Key { line, attempt: None, model: None, who: Key::who(&context) }
+    }
+
+    fn request(served: &Served, model: Option<Label>) -> Key {
+        Key { line: Line::Request, attempt: Some(served.attempt), model, who: Key::who(&served.context) }
+    }
+
+    fn of(posting: &Posting) -> Key {
+        let Posting { line, attempt, model, context, .. } = posting;
+        Key { line: *line, attempt: *attempt, model: model.clone(), who: Key::who(context) }
+    }
+
+    fn context(&self) -> Context {
+        let [consumer, application, team, cost_centre, customer, feature] = self.who.clone();
+        Context { consumer, application, team, cost_centre, customer, feature, ..Context::default() }
+    }
+}
+
+#[derive(Default)]
+struct Books {
+    rows: BTreeMap<Key, (Money, bool)>,
+    contexts: BTreeMap<AttemptId, Context>,
+}
+
+impl Books {
+    fn add(&mut self, key: Key, amount: Money, estimated: bool) {
+        if amount == Money::ZERO && key.line != Line::Request {
+            return;
+        }
+        let row = self.rows.entry(key).or_default();
+        row.0 += amount;
+        row.1 |= estimated;
+    }
+
+    fn headroom(
+        &mut self,
+        amount: Money,
+        demand: &Demand,
+        rule: HeadroomRule,
+        owner: &Context,
+    ) -> Result<(), MoneyError> {
+        let weights: Vec<(Key, u64)> = match rule {
+            HeadroomRule::Line => Vec::new(),
+            HeadroomRule::Airport => {
+                let largest = demand.headroom.iter().map(|(_, owed)| *owed).fold(0.0, f64::max);
+                let scaled = |owed: f64| if largest > 0.0 { weight(owed / largest * 1e3) } else { 0 };
+                demand
+                    .headroom
+                    .iter()
+                    .map(|(context, owed)| (Key::line(Line::Headroom, context.clone()), scaled(*owed)))
+                    .collect()
+            }
+            HeadroomRule::Proportional => {
+                let paid = |money: &Money| u64::try_from(money.pico()).unwrap_or(0);
+                let requests = self.rows.iter().filter(|(key, _)| key.line == Line::Request);
+                requests.map(|(key, (money, _))| (Key { line: Line::Headroom, ..key.clone() }, paid(money))).collect()
+            }
+        };
+        if weights.iter().all(|(_, weight)| *weight == 0) {
+            self.add(Key::line(Line::Headroom, owner.clone()), amount, false);
+            return Ok(());
+        }
+        let parts = amount.split(&weights.iter().map(|(_, weight)| *weight).collect::<Vec<_>>())?;
+        for ((key, _), part) in weights.into_iter().zip(parts) {
+            self.add(key, part, false);
+        }
+        Ok(())
+    }
+
+    fn postings(self, pool: &Label, period: Period, policy: &Policy, booked_at: Timestamp) -> Vec<Posting> {
+        let label = policy.label();
+        let Books { rows, contexts } = self;
+        rows.into_iter()
+            .map(|(key, (amount, estimated))| Posting {
+                id: posting_id(period.start, &format!("{pool} {key:?}")),
+                origin: Origin::Pool { pool: pool.clone(), start: period.start },
+                line: key.line,
+                period,
+                attempt: key.attempt,
+                context: key
+                    .attempt
+                    .and_then(|attempt| contexts.get(&attempt).cloned())
+                    .unwrap_or_else(|| key.context()),
+                provider: "self_hosted".into(),
+                model: key.model.clone(),
+                pool: Some(pool.clone()),
+                costs: Costs::flat(amount),
+                estimated,
+                tier: Some(Tier::B),
+                policy: label.clone(),
+                booked_at,
+            })
+            .collect()
+    }
+}
+
+/// An id that follows from what the posting is for: FNV-1a over its key, at the interval's start.
+fn posting_id(at: Timestamp, key: &str) -> PostingId {
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    const START: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    let hash = key.bytes().fold(START, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME));
+    let mut random = [0; 10];
+    random.copy_from_slice(&hash.to_be_bytes()[..10]);
+    PostingId::new(at, random)
+}
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;
