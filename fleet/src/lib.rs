@@ -1,0 +1,22 @@
+//! The GPU side of the ledger: engines simulated from the step-time model, and the telemetry that engines expose.
+//!
+//! [`engine`] serves simulated inference engines over real HTTP; [`prometheus`] reads the counters of any engine.
+
+pub mod engine;
+pub mod prometheus;
+
+/// What can go wrong with an engine that is to be started.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// No socket could be opened; choose another address or free the port.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// The address asked for.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The description of the engine cannot work; correct it.
+    #[error("this engine cannot run: {0}")]
+    Spec(&'static str),
+}
