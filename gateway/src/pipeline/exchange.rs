@@ -1,0 +1,371 @@
+//! The attempts of one request: open, send, meter, finish, and again elsewhere while there is hope and time.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER, TRAILER};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http_body::{Body, Frame};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use ledger::{Context, Outcome};
+
+use crate::answer::{Answer, COST_HEADER, End, Live, Reading};
+use crate::meter::AnswerMeter;
+use crate::pipeline::admit::Admitted;
+use crate::pipeline::receive::Arrival;
+use crate::pipeline::{Core, Open};
+use crate::provider::without_query_key;
+use crate::refusal::Refusal;
+use crate::settings::{Settings, Target};
+use crate::surface::Inspected;
+use crate::upstream::{SendError, returned};
+
+/// Longest answer that is held back so that its cost can go into a header.
+const HELD_BYTES_MAX: u64 = 16 << 20;
+/// Longest error that is read for its usage before the next try.
+const ERROR_BYTES_MAX: u64 = 65_536;
+/// Longest time it may take.
+const ERROR_READ: Duration = Duration::from_secs(2);
+/// Wait before the first retry on the same upstream when it names none; doubled each time.
+const BACKOFF: Duration = Duration::from_millis(50);
+
+/// An admitted request, ready to be sent.
+pub(crate) struct Asked {
+    pub core: Arc<Core>,
+    pub settings: Arc<Settings>,
+    pub arrival: Arrival,
+    pub admitted: Admitted,
+    pub method: Method,
+    pub path: String,
+    pub headers: HeaderMap,
+    pub inspected: Inspected,
+    pub context: Context,
+    pub body: Bytes,
+    /// Set when the client hung up: then nothing new is started for it.
+    pub gone: Arc<AtomicBool>,
+    pub reports_cost: bool,
+    pub takes_trailers: bool,
+}
+
+/// The head of an answer, and what of its body was read to be sure that there is one.
+struct Answered {
+    head: http::response::Parts,
+    body: Incoming,
+    first: Option<Frame<Bytes>>,
+    hides_usage_chunk: bool,
+}
+
+/// Why a try gave nothing that could be passed on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Failure {
+    Unreachable,
+    Broken,
+    TimedOut,
+    /// What the client sent cannot be put into a request to this upstream.
+    Unsendable,
+}
+
+/// Tries the targets in order until one answers; an error with nothing left to try is passed on byte for byte.
+pub(crate) async fn exchange(asked: Asked, targets: Vec<Target>) -> Result<Response<Answer>, Refusal> {
+    let mut wait = Duration::ZERO;
+    let mut skip = None;
+    let mut failed = None;
+    let mut number = 0;
+    for (index, target) in targets.iter().enumerate() {
+        if skip.as_ref().is_some_and(|upstream| Arc::ptr_eq(upstream, &target.upstream)) {
+            continue;
+        }
+        let time_left = time_left(&asked);
+        if number > 0 && (asked.gone.load(Ordering::Relaxed) || time_left <= wait) {
+            break;
+        }
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+        let mut open = Open::new(&asked, target, number)?;
+        number += 1;
+        let later = targets.get(index + 1..).unwrap_or_default();
+        let more = !later.is_empty() && usize::from(number) < asked.settings.limits.attempts_max;
+        (wait, skip) = (Duration::ZERO, None);
+        match attempt(&asked, target, &mut open, more).await {
+            Ok(answered) => {
+                let next =
+                    if more { next_step(&answered.head, target, later, number, &asked.settings) } else { Next::Pass };
+                match next {
+                    Next::Try(after) => wait = after,
+                    Next::Skip => skip = Some(Arc::clone(&target.upstream)),
+                    Next::Pass => return pass_on(&asked, open, target, answered, number).await,
+                }
+                tracing::info!(request = %asked.arrival.id, upstream = %target.upstream.name, status = answered.head.status.as_u16(), "trying again");
+                give_up_on(&asked, open, target, answered).await;
+            }
+            Err(failure) => {
+                let outcome = match failure {
+                    Failure::Unreachable | Failure::Unsendable => Outcome::UpstreamUnreachable,
+                    Failure::Broken => Outcome::UpstreamCut,
+                    Failure::TimedOut => Outcome::TimedOut,
+                };
+                open.unanswered(outcome);
+                tracing::warn!(request = %asked.arrival.id, upstream = %target.upstream.name, ?failure, "no answer");
+                let same_next = later.first().is_some_and(|next| Arc::ptr_eq(&next.upstream, &target.upstream));
+                wait = if same_next { backoff(number) } else { Duration::ZERO };
+                failed = Some((failure, target));
+            }
+        }
+    }
+    Err(refusal(failed, number))
+}
+
+fn time_left(asked: &Asked) -> Duration {
+    let used_us = asked.core.clock.monotonic_us().saturating_sub(asked.arrival.anchor_us);
+    let most = Duration::from_millis(asked.settings.limits.request_ms_max);
+    most.saturating_sub(Duration::from_micros(used_us))
+}
+
+fn backoff(tries: u16) -> Duration {
+    BACKOFF * (1 << tries.saturating_sub(1).min(6))
+}
+
+fn refusal(failed: Option<(Failure, &Target)>, tries: u16) -> Refusal {
+    let Some((failure, target)) = failed else {
+        return Refusal::new(StatusCode::GATEWAY_TIMEOUT, "there was no time left to try the upstream");
+    };
+    let (status, what) = match failure {
+        Failure::Unreachable => (StatusCode::BAD_GATEWAY, "could not be reached"),
+        Failure::Broken => (StatusCode::BAD_GATEWAY, "broke off before it answered"),
+        Failure::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "did not answer in time"),
+        Failure::Unsendable => {
+            (StatusCode::BAD_REQUEST, "cannot be sent this request: its path or credential is malformed")
+        }
+    };
+    Refusal::new(status, format!("upstream `{}` {what} (attempts: {tries})", target.upstream.name))
+}
+
+enum Next {
+    /// Give the client what came.
+    Pass,
+    /// Try the next target after this time.
+    Try(Duration),
+    /// Try the next target on another upstream: this one asked for more patience than there is.
+    Skip,
+}
+
+/// What to do about an answer while there are targets left.
+fn next_step(head: &http::response::Parts, target: &Target, later: &[Target], tries: u16, settings: &Settings) -> Next {
+    let retryable = head.status == StatusCode::TOO_MANY_REQUESTS || head.status.is_server_error();
+    if !retryable {
+        return Next::Pass;
+    }
+    let is_other = |next: &Target| !Arc::ptr_eq(&next.upstream, &target.upstream);
+    if later.first().is_none_or(is_other) {
+        return Next::Try(Duration::ZERO);
+    }
+    let Some(asked_for) = retry_after(&head.headers) else { return Next::Try(backoff(tries)) };
+    if asked_for <= Duration::from_millis(settings.limits.retry_after_ms_max) {
+        return Next::Try(asked_for);
+    }
+    if later.iter().any(is_other) { Next::Skip } else { Next::Pass }
+}
+
+/// Seconds, or milliseconds in OpenAI's own header. Dates are not worth a clock here; they fall back to our own wait.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
+    number("retry-after-ms")
+        .map(Duration::from_millis)
+        .or_else(|| number(RETRY_AFTER.as_str()).map(Duration::from_secs))
+}
+
+/// One try: from the opened record to the head of an answer, or with targets left to the first byte of its body.
+async fn attempt(asked: &Asked, target: &Target, open: &mut Open, more: bool) -> Result<Answered, Failure> {
+    let (request, hides_usage_chunk) = prepare(asked, target).map_err(|_| Failure::Unsendable)?;
+    let patience = Duration::from_millis(asked.settings.limits.first_byte_ms_max).min(time_left(asked));
+    open.sent();
+    let exchange = async {
+        let answer = asked.core.outbound.send(request).await.map_err(|error| match error {
+            SendError::Unreachable => Failure::Unreachable,
+            SendError::Broken => Failure::Broken,
+        })?;
+        let (head, mut body) = answer.into_parts();
+        let streamed = is_event_stream(&head.headers);
+        open.answered(head.status, streamed);
+        // With somewhere else to go, a head alone is no answer: some upstreams fail right after it.
+        let wait_for_body = more && head.status.is_success() && !body.is_end_stream();
+        let first = if wait_for_body { body.frame().await.transpose().map_err(|_| Failure::Broken)? } else { None };
+        Ok(Answered { head, body, first, hides_usage_chunk })
+    };
+    tokio::time::timeout(patience, exchange).await.unwrap_or(Err(Failure::TimedOut))
+}
+
+fn prepare(asked: &Asked, target: &Target) -> Result<(Request<Full<Bytes>>, bool), http::Error> {
+    let upstream = &target.upstream;
+    let prepared = upstream.kind.prepare(&asked.inspected, &asked.path, asked.body.clone(), target.model.as_deref());
+    let mut headers = asked.headers.clone();
+    let mut path = prepared.path_and_query.as_str().into();
+    if let Some(secret) = &upstream.api_key {
+        upstream.kind.authorize(&mut headers, secret.reveal())?;
+        path = without_query_key(&prepared.path_and_query);
+    }
+    let mut request = Request::new(Full::new(prepared.body));
+    *request.method_mut() = asked.method.clone();
+    *request.uri_mut() = upstream.base_url.join(&path)?;
+    *request.headers_mut() = headers;
+    Ok((request, prepared.hide_usage_chunk))
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
+    kind.get(..17).is_some_and(|start| start.eq_ignore_ascii_case(b"text/event-stream"))
+}
+
+fn meter(asked: &Asked, target: &Target, head: &http::response::Parts, hides_usage_chunk: bool) -> AnswerMeter {
+    let encoding =
+        head.headers.get(CONTENT_ENCODING).filter(|value| !value.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if let Some(encoding) = encoding {
+        let encoding = String::from_utf8_lossy(encoding.as_bytes()).into_owned();
+        return AnswerMeter::unmetered(Some(format!("answer encoded as {encoding}")));
+    }
+    if asked.inspected.stored {
+        return AnswerMeter::unmetered(None);
+    }
+    let streamed = is_event_stream(&head.headers);
+    let meter = AnswerMeter::new(target.upstream.kind, asked.inspected.operation, streamed, hides_usage_chunk);
+    meter.with_model(target.model.as_deref().or(asked.inspected.model.as_deref()))
+}
+
+/// Reads an error that the client will not see, for the usage it may report, and books the attempt.
+async fn give_up_on(asked: &Asked, open: Open, target: &Target, answered: Answered) {
+    let mut meter = meter(asked, target, &answered.head, answered.hides_usage_chunk);
+    let mut open = open;
+    let mut body = answered.body;
+    let reading = async {
+        let mut read = 0;
+        while let Some(Ok(frame)) = body.frame().await {
+            let Ok(chunk) = frame.into_data() else { continue };
+            read += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+            meter.feed(chunk, open.now_us());
+            if read > ERROR_BYTES_MAX {
+                break;
+            }
+        }
+    };
+    // Whether it ended or took too long, the attempt is over.
+    let _ = tokio::time::timeout(ERROR_READ, reading).await;
+    open.finish(&mut meter, |_| Outcome::UpstreamError);
+}
+
+/// Makes the client's response of an upstream's answer.
+async fn pass_on(
+    asked: &Asked,
+    open: Open,
+    target: &Target,
+    answered: Answered,
+    tries: u16,
+) -> Result<Response<Answer>, Refusal> {
+    let Answered { head, body, first, hides_usage_chunk } = answered;
+    let streamed = is_event_stream(&head.headers);
+    let meter = meter(asked, target, &head, hides_usage_chunk);
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = head.status;
+    parts.headers = returned(head.headers);
+    parts.headers.insert("x-farthing-attempts", HeaderValue::from(tries));
+    let reports_at_end = asked.reports_cost && streamed && asked.takes_trailers;
+    if streamed && (hides_usage_chunk || reports_at_end) {
+        // The body gets shorter than announced, or goes on after it: only the end of the stream ends it.
+        parts.headers.remove(CONTENT_LENGTH);
+    }
+    if reports_at_end {
+        parts.headers.insert(TRAILER, HeaderValue::from_static(COST_HEADER));
+    }
+    let length = body.size_hint().exact();
+    let reading = Reading {
+        streamed,
+        reports_at_end,
+        operation: asked.inspected.operation,
+        deadline_us: asked.settings.limits.request_ms_max.saturating_mul(1_000),
+    };
+    let mut live = Live::new(body, first, meter, open, reading);
+    if live.has_nothing_to_come() {
+        // A response without a body is never polled for one, so this one is booked before its head goes out.
+        live.finish(End::Whole);
+        live.sealed().await.map_err(|_| unrecorded())?;
+        return Ok(Response::from_parts(parts, Answer::whole(Bytes::new())));
+    }
+    if asked.reports_cost && !streamed && length.is_none_or(|bytes| bytes <= HELD_BYTES_MAX) {
+        return hold(live, parts).await;
+    }
+    Ok(Response::from_parts(parts, Answer::live(live)))
+}
+
+fn unrecorded() -> Refusal {
+    let message = "the answer cannot be released: its record cannot be written, and the policy is fail_closed";
+    Refusal::new(StatusCode::SERVICE_UNAVAILABLE, message)
+}
+
+/// Holds an answer back until its cost is known. Only for clients that asked for the cost and do not stream.
+async fn hold(live: Live, parts: http::response::Parts) -> Result<Response<Answer>, Refusal> {
+    let mut parts = parts;
+    let mut live = Box::pin(live);
+    let mut whole = Vec::new();
+    while let Some(frame) = live.frame().await {
+        let frame = frame.map_err(|error| Refusal::new(error.status(), format!("the answer is lost: {error}")))?;
+        if let Ok(chunk) = frame.into_data() {
+            whole.extend_from_slice(&chunk);
+        }
+        if u64::try_from(whole.len()).is_ok_and(|bytes| bytes > HELD_BYTES_MAX) {
+            let message = "the answer is too long to be held back for its cost; ask without `x-farthing-report`";
+            return Err(Refusal::new(StatusCode::BAD_GATEWAY, message));
+        }
+    }
+    if let Some(cost) = live.cost() {
+        parts.headers.insert(COST_HEADER, cost);
+    }
+    Ok(Response::from_parts(parts, Answer::whole(Bytes::from(whole))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provider::Kind;
+    use crate::settings::Upstream;
+
+    fn targets(names: &[&str]) -> Vec<Target> {
+        let mut known: Vec<Arc<Upstream>> = Vec::new();
+        let target = |name: &&str| {
+            let found = known.iter().find(|upstream| &*upstream.name == *name).cloned();
+            let upstream = found.unwrap_or_else(|| {
+                known.push(Arc::new(Upstream::new(name, Kind::OpenAi, "http://127.0.0.1:1".parse().unwrap())));
+                Arc::clone(known.last().unwrap())
+            });
+            Target { upstream, model: None }
+        };
+        names.iter().map(target).collect()
+    }
+
+    #[test]
+    fn an_upstreams_wish_to_wait_is_honoured_within_bounds() {
+        let step = |status: u16, wait: Option<&str>, names: &[&str]| {
+            let mut builder = Response::builder().status(status);
+            if let Some(wait) = wait {
+                builder = builder.header("retry-after", wait);
+            }
+            let (head, ()) = builder.body(()).unwrap().into_parts();
+            let targets = targets(names);
+            match next_step(&head, &targets[0], &targets[1..], 1, &Settings::default()) {
+                Next::Pass => "pass".to_owned(),
+                Next::Skip => "skip".to_owned(),
+                Next::Try(wait) => format!("{wait:?}"),
+            }
+        };
+        assert_eq!(step(200, None, &["a", "a"]), "pass");
+        assert_eq!(step(400, None, &["a", "a"]), "pass");
+        assert_eq!(step(503, None, &["a", "a"]), "50ms");
+        assert_eq!(step(429, Some("2"), &["a", "a"]), "2s");
+        assert_eq!(step(429, Some("3600"), &["a", "a"]), "pass");
+        assert_eq!(step(429, Some("3600"), &["a", "a", "b"]), "skip");
+        assert_eq!(step(429, Some("3600"), &["a", "b"]), "0ns");
+        assert_eq!(step(500, Some("Fri, 31 Dec 1999 23:59:59 GMT"), &["a", "a"]), "50ms");
+    }
+}

@@ -1,0 +1,468 @@
+//! What the gateway is told to do: upstreams, routes, limits, policies. Plain values; the server reads them from TOML.
+//!
+//! [`plan`] turns a request into the targets to try, in order. It is pure: chance comes in as a seed.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use http::Uri;
+use http::uri::{Authority, PathAndQuery, Scheme};
+use ledger::Label;
+use serde::{Deserialize, Serialize};
+
+use crate::journal::{Durability, WhenLogFails};
+use crate::keys::KeyRecord;
+use crate::provider::Kind;
+use crate::surface::Inspected;
+
+/// One snapshot of the configuration. A request keeps the one it started with.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Where requests can go.
+    pub upstreams: Vec<Arc<Upstream>>,
+    /// Which model goes where. Without any, a request goes to the first upstream that speaks its surface.
+    pub routes: Vec<ModelRoute>,
+    /// Bounds on everything.
+    pub limits: Limits,
+    /// What a released answer survives.
+    pub durability: Durability,
+    /// What happens when a record cannot be written.
+    pub when_log_fails: WhenLogFails,
+    /// What happens to a stream whose client went away.
+    pub on_client_abort: OnClientAbort,
+    /// Who may ask without a key.
+    pub anonymous: Anonymous,
+}
+
+impl Settings {
+    /// The upstream of this name.
+    #[must_use]
+    pub fn upstream(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams.iter().find(|upstream| &*upstream.name == name)
+    }
+
+    /// Finds contradictions that would otherwise show up at the first request.
+    ///
+    /// # Errors
+    /// One sentence that names the upstream or the route.
+    pub fn check(&self) -> Result<(), String> {
+        for (index, upstream) in self.upstreams.iter().enumerate() {
+            if self.upstreams.iter().take(index).any(|earlier| earlier.name == upstream.name) {
+                return Err(format!("two upstreams are called `{}`", upstream.name));
+            }
+        }
+        for (index, route) in self.routes.iter().enumerate() {
+            if route.targets.is_empty() {
+                return Err(format!("the route for model `{}` has no targets", route.model));
+            }
+            if self.routes.iter().take(index).any(|earlier| earlier.model == route.model) {
+                return Err(format!("two routes are for model `{}`", route.model));
+            }
+            for target in route.targets.iter().chain(&route.fallbacks) {
+                if self.upstream(&target.upstream).is_none() {
+                    return Err(format!(
+                        "the route for model `{}` names an unknown upstream `{}`",
+                        route.model, target.upstream
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A provider's API or an engine of our own.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Its name in the configuration.
+    pub name: Label,
+    /// How it wants to be spoken to.
+    pub kind: Kind,
+    /// The only place that is ever contacted for it.
+    pub base_url: BaseUrl,
+    /// The credential for it. Without one the client's own passes through.
+    pub api_key: Option<Secret>,
+    /// The provider whose prices apply.
+    pub provider: Label,
+    /// The pool of GPUs behind it.
+    pub pool: Option<Label>,
+    /// The deployment on that pool.
+    pub deployment: Option<Label>,
+}
+
+impl Upstream {
+    /// An upstream without credential or pool, priced as its kind's provider.
+    #[must_use]
+    pub fn new(name: &str, kind: Kind, base_url: BaseUrl) -> Upstream {
+        let provider = kind.default_provider().into();
+        Upstream { name: name.into(), kind, base_url, api_key: None, provider, pool: None, deployment: None }
+    }
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(Arc<str>);
+
+impl Secret {
+    /// The text, for the one header it goes into.
+    #[must_use]
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Secret {
+        Secret(text.into())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// Scheme, host and path prefix of an upstream, such as `https://api.openai.com` (without `/v1`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    scheme: Scheme,
+    authority: Authority,
+    prefix: String,
+}
+
+impl BaseUrl {
+    /// The address of a path under this base. Host and scheme cannot be changed by what the path says.
+    ///
+    /// # Errors
+    /// When `path_and_query` is not one.
+    pub fn join(&self, path_and_query: &str) -> Result<Uri, http::Error> {
+        let path = if self.prefix.is_empty() {
+            PathAndQuery::try_from(path_and_query)?
+        } else {
+            PathAndQuery::try_from(format!("{}{path_and_query}", self.prefix))?
+        };
+        Uri::builder().scheme(self.scheme.clone()).authority(self.authority.clone()).path_and_query(path).build()
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = String;
+    fn from_str(text: &str) -> Result<BaseUrl, String> {
+        let wrong = |why: &str| format!("`{text}` is not a base URL: {why}");
+        let parts = text.parse::<Uri>().map_err(|_| wrong("write https://host or http://host:port"))?.into_parts();
+        let scheme = parts.scheme.ok_or_else(|| wrong("it has no scheme"))?;
+        if scheme != Scheme::HTTP && scheme != Scheme::HTTPS {
+            return Err(wrong("only http and https are spoken"));
+        }
+        let authority = parts.authority.ok_or_else(|| wrong("it has no host"))?;
+        if authority.as_str().contains('@') {
+            // The text is not repeated: there is a password in it.
+            return Err("a base URL must not contain a user or password; use api_key".into());
+        }
+        let path = parts.path_and_query.as_ref().map_or("", PathAndQuery::path).trim_end_matches('/');
+        if parts.path_and_query.as_ref().is_some_and(|path| path.query().is_some()) || path.contains("..") {
+            return Err(wrong("no query and no `..`"));
+        }
+        Ok(BaseUrl { scheme, authority, prefix: path.to_owned() })
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://{}{}", self.scheme, self.authority, self.prefix)
+    }
+}
+
+/// Which targets serve a model.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelRoute {
+    /// The model as clients name it; a trailing `*` matches any ending. The longest match counts.
+    pub model: String,
+    /// One of them is chosen by weight.
+    pub targets: Vec<RouteTarget>,
+    /// Tried in order when the chosen one fails.
+    #[serde(default)]
+    pub fallbacks: Vec<RouteTarget>,
+    /// Further tries on the chosen target before falling back.
+    #[serde(default)]
+    pub retries: u16,
+}
+
+/// An upstream, and the model to ask of it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteTarget {
+    /// The upstream's name.
+    pub upstream: String,
+    /// The model to ask for instead of the one the client named.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Share of the requests, relative to the other targets.
+    #[serde(default = "one")]
+    pub weight: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Bounds, all of them with working defaults. Names say the unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest request head.
+    pub header_bytes_max: usize,
+    /// Longest request body.
+    pub body_bytes_max: usize,
+    /// A client must have sent a request's head in this time.
+    pub header_ms_max: u64,
+    /// A connection to an upstream must stand in this time.
+    pub connect_ms_max: u64,
+    /// The head of an upstream's answer must arrive in this time.
+    pub first_byte_ms_max: u64,
+    /// Longest silence in the middle of a body, in either direction.
+    pub stream_idle_ms_max: u64,
+    /// Longest request, all attempts together.
+    pub request_ms_max: u64,
+    /// Longest time an answer is read on after its client went away.
+    pub drain_ms_max: u64,
+    /// Most that is read on after the client went away.
+    pub drain_bytes_max: u64,
+    /// Most answers read on at once. Fixed when the gateway is made.
+    pub drains_max: usize,
+    /// Most client connections at once. Fixed when the listener starts.
+    pub connections_max: usize,
+    /// Most attempts of one request.
+    pub attempts_max: usize,
+    /// Longest wait that an upstream may ask for before a retry; a longer one goes to the next upstream at once.
+    pub retry_after_ms_max: u64,
+    /// How long running requests may finish after the order to stop.
+    pub shutdown_ms_max: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            header_bytes_max: 65_536,
+            body_bytes_max: 67_108_864,
+            header_ms_max: 30_000,
+            connect_ms_max: 10_000,
+            first_byte_ms_max: 600_000,
+            stream_idle_ms_max: 120_000,
+            request_ms_max: 3_600_000,
+            drain_ms_max: 60_000,
+            drain_bytes_max: 16_777_216,
+            drains_max: 1_024,
+            connections_max: 16_384,
+            attempts_max: 6,
+            retry_after_ms_max: 5_000,
+            shutdown_ms_max: 30_000,
+        }
+    }
+}
+
+/// What happens to a stream whose client went away.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnClientAbort {
+    /// The upstream is told to stop, and what was delivered is counted.
+    #[default]
+    Cancel,
+    /// The upstream is read to its end, within bounds, for the usage it reports there.
+    Drain,
+}
+
+/// Who may ask without a key.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Anonymous {
+    /// Everybody, as long as no key was ever made.
+    #[default]
+    WhenNoKeys,
+    /// Nobody.
+    Never,
+    /// Everybody.
+    Always,
+}
+
+/// One try: the upstream, and the model to ask of it when that is not the client's own word.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Where to.
+    pub upstream: Arc<Upstream>,
+    /// The model to write into the request.
+    pub model: Option<Label>,
+}
+
+/// The targets to try, in order: those that speak the request's surface and that the key may reach, at most [`Limits::attempts_max`]. Empty when nothing serves the request.
+///
+/// `seed` is any evenly spread number; it chooses among weighted targets.
+#[must_use]
+pub fn plan(settings: &Settings, request: &Inspected, key: Option<&KeyRecord>, seed: u64) -> Vec<Target> {
+    let mut targets = match route(&settings.routes, request.model.as_deref()) {
+        Some(route) => routed(settings, route, seed),
+        None if settings.routes.is_empty() || request.model.is_none() => unrouted(settings, request, key),
+        None => Vec::new(),
+    };
+    targets.retain(|target| {
+        target.upstream.kind.speaks(request.dialect, request.operation)
+            && key.is_none_or(|key| key.allows_upstream(&target.upstream.name))
+    });
+    targets.truncate(settings.limits.attempts_max.max(1));
+    targets
+}
+
+fn route<'a>(routes: &'a [ModelRoute], model: Option<&str>) -> Option<&'a ModelRoute> {
+    let model = model?;
+    let matches = |route: &&ModelRoute| match route.model.strip_suffix('*') {
+        Some(start) => model.starts_with(start),
+        None => route.model == model,
+    };
+    // An exact name beats a pattern of the same length.
+    routes.iter().filter(matches).max_by_key(|route| (!route.model.ends_with('*'), route.model.len()))
+}
+
+fn routed(settings: &Settings, route: &ModelRoute, seed: u64) -> Vec<Target> {
+    let target = |target: &RouteTarget| {
+        let upstream = settings.upstream(&target.upstream)?;
+        Some(Target { upstream: Arc::clone(upstream), model: target.model.as_deref().map(Label::from) })
+    };
+    let Some(chosen) = choose(&route.targets, seed).and_then(target) else { return Vec::new() };
+    let tries = usize::from(route.retries) + 1;
+    let first = std::iter::repeat_n(chosen, tries.min(settings.limits.attempts_max.max(1)));
+    first.chain(route.fallbacks.iter().filter_map(target)).collect()
+}
+
+fn choose(targets: &[RouteTarget], seed: u64) -> Option<&RouteTarget> {
+    let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
+    if total == 0 {
+        return targets.first();
+    }
+    let mut point = seed % total;
+    targets.iter().find(|target| match point.checked_sub(u64::from(target.weight)) {
+        Some(rest) => {
+            point = rest;
+            false
+        }
+        None => true,
+    })
+}
+
+fn unrouted(settings: &Settings, request: &Inspected, key: Option<&KeyRecord>) -> Vec<Target> {
+    let allowed = |upstream: &&Arc<Upstream>| key.is_none_or(|key| key.allows_upstream(&upstream.name));
+    let speaks = |upstream: &&Arc<Upstream>| upstream.kind.speaks(request.dialect, request.operation);
+    let found = settings.upstreams.iter().filter(allowed).find(speaks);
+    found.map(|upstream| Target { upstream: Arc::clone(upstream), model: None }).into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::surface;
+
+    fn upstream(name: &str, kind: Kind) -> Arc<Upstream> {
+        Arc::new(Upstream::new(name, kind, "http://127.0.0.1:1".parse().unwrap()))
+    }
+
+    fn target(upstream: &str, model: Option<&str>, weight: u32) -> RouteTarget {
+        RouteTarget { upstream: upstream.into(), model: model.map(Into::into), weight }
+    }
+
+    fn asking(path: &str, model: &str) -> Inspected {
+        let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
+        surface::inspect(&http::Method::POST, path, Some("application/json"), body.as_bytes())
+    }
+
+    fn settings(routes: Vec<ModelRoute>) -> Settings {
+        let upstreams = vec![
+            upstream("a", Kind::OpenAi),
+            upstream("b", Kind::Vllm),
+            upstream("c", Kind::OpenAi),
+            upstream("d", Kind::Anthropic),
+        ];
+        Settings { upstreams, routes, ..Settings::default() }
+    }
+
+    fn names(targets: &[Target]) -> Vec<String> {
+        let name = |target: &Target| match &target.model {
+            Some(model) => format!("{}/{model}", target.upstream.name),
+            None => target.upstream.name.to_string(),
+        };
+        targets.iter().map(name).collect()
+    }
+
+    #[test]
+    fn without_routes_the_first_upstream_that_speaks_the_surface_serves() {
+        let settings = settings(Vec::new());
+        assert_eq!(names(&plan(&settings, &asking("/v1/chat/completions", "x"), None, 0)), ["a"]);
+        assert_eq!(names(&plan(&settings, &asking("/v1/messages", "x"), None, 0)).len(), 1);
+    }
+
+    #[test]
+    fn retries_come_before_fallbacks_and_all_is_bounded() {
+        let route = ModelRoute {
+            model: "smart".into(),
+            targets: vec![target("a", Some("gpt-4o"), 1)],
+            fallbacks: vec![target("c", Some("claude"), 1), target("b", None, 1)],
+            retries: 2,
+        };
+        let mut settings = settings(vec![route]);
+        let smart = asking("/v1/chat/completions", "smart");
+        assert_eq!(names(&plan(&settings, &smart, None, 0)), ["a/gpt-4o", "a/gpt-4o", "a/gpt-4o", "c/claude", "b"]);
+        settings.limits.attempts_max = 2;
+        assert_eq!(plan(&settings, &smart, None, 0).len(), 2);
+        assert!(plan(&settings, &asking("/v1/chat/completions", "other"), None, 0).is_empty());
+    }
+
+    #[test]
+    fn weights_share_the_requests_exactly() {
+        let targets = vec![target("a", None, 3), target("b", None, 1), target("c", None, 0)];
+        let chosen = |seed| choose(&targets, seed).map(|target| target.upstream.as_str());
+        let count = |name| (0..400).filter(|&seed| chosen(seed) == Some(name)).count();
+        assert_eq!((count("a"), count("b"), count("c")), (300, 100, 0));
+        assert_eq!(choose(&[target("a", None, 0)], 7).map(|target| target.upstream.as_str()), Some("a"));
+    }
+
+    #[test]
+    fn the_longest_pattern_wins_and_keys_narrow_the_choice() {
+        let route = |model: &str, upstream| ModelRoute {
+            model: model.into(),
+            targets: vec![target(upstream, None, 1)],
+            fallbacks: Vec::new(),
+            retries: 0,
+        };
+        let settings = settings(vec![route("*", "a"), route("gpt-*", "b"), route("gpt-4", "c")]);
+        let to = |model| names(&plan(&settings, &asking("/v1/chat/completions", model), None, 0));
+        assert_eq!(
+            (to("x"), to("gpt-5"), to("gpt-4")),
+            (vec!["a".to_owned()], vec!["b".to_owned()], vec!["c".to_owned()])
+        );
+        let hash = crate::keys::mint([1; 32], &[0; 32]).1;
+        let mut key = KeyRecord::new(ledger::KeyId::new(ledger::Timestamp::from_micros(0), [1; 10]), hash);
+        key.upstreams = vec!["b".into()];
+        assert!(plan(&settings, &asking("/v1/chat/completions", "x"), Some(&key), 0).is_empty());
+    }
+
+    #[test]
+    fn a_base_url_fixes_scheme_host_and_prefix() {
+        let base: BaseUrl = "http://127.0.0.1:8000/prefix/".parse().unwrap();
+        assert_eq!(base.join("/v1/models?x=1").unwrap().to_string(), "http://127.0.0.1:8000/prefix/v1/models?x=1");
+        let plain: BaseUrl = "https://api.example.com".parse().unwrap();
+        assert_eq!(plain.join("//evil.example/x").unwrap().host(), Some("api.example.com"));
+        for wrong in ["api.example.com", "ftp://x/", "http://u:p@x/", "http://x/?a=b", "http://x/../y", ""] {
+            let error = wrong.parse::<BaseUrl>().unwrap_err();
+            assert!(!error.contains("u:p"), "{error}");
+        }
+        assert_eq!(format!("{:?}", Secret::from("sk-1".to_owned())), "Secret(…)");
+    }
+
+    #[test]
+    fn contradictions_are_found() {
+        let route = |targets| ModelRoute { model: "m".into(), targets, fallbacks: Vec::new(), retries: 0 };
+        assert!(settings(vec![route(vec![target("a", None, 1)])]).check().is_ok());
+        assert!(settings(vec![route(vec![target("nowhere", None, 1)])]).check().unwrap_err().contains("nowhere"));
+        assert!(settings(vec![route(Vec::new())]).check().is_err());
+    }
+}

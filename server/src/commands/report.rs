@@ -1,0 +1,245 @@
+//! `farthing report`: cost and unit economics by any dimensions.
+
+use std::process::ExitCode;
+
+use ledger::{Line, Money};
+
+use super::App;
+use crate::books;
+use crate::cli::{Report as Options, Unit};
+use crate::render::{self, Align, Table};
+use crate::report::{Dimension, Report, Row, Sums, dimensions, report};
+
+/// Writes the report.
+///
+/// # Errors
+/// When a dimension is unknown or the ledger cannot be read.
+pub async fn run(app: &App, options: &Options) -> anyhow::Result<ExitCode> {
+    let by = dimensions(options.by.iter().map(String::as_str)).map_err(anyhow::Error::msg)?;
+    let store = books::read(&app.global.data_dir()).await?;
+    let report = report(&store, &by, options.span.period()).await?;
+    if app.global.json {
+        render::say_json(&document(&report, options.unit)?)?;
+    } else {
+        render::say(&text(&report, options.unit))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The report as a JSON document, with unit costs when asked for.
+///
+/// # Errors
+/// When it cannot be written as JSON.
+pub fn document(report: &Report, unit: Option<Unit>) -> anyhow::Result<serde_json::Value> {
+    let mut document = serde_json::to_value(report)?;
+    let Some(unit) = unit else { return Ok(document) };
+    document["unit"] = unit_name(unit).into();
+    document["total"]["unit_cost"] = unit_cost(&report.total, report.tasks, unit).map(|cost| cost.to_string()).into();
+    if let Some(list) = document["rows"].as_array_mut() {
+        for (document, row) in list.iter_mut().zip(&report.rows) {
+            document["unit_cost"] = unit_cost(&row.sums, row.tasks, unit).map(|cost| cost.to_string()).into();
+        }
+    }
+    Ok(document)
+}
+
+/// The report as a table with totals, and what stands beside them.
+#[must_use]
+pub fn text(report: &Report, unit: Option<Unit>) -> String {
+    let columns = report.by.iter().map(|&name| (name, Align::Left)).chain([
+        ("requests", Align::Right),
+        ("attempts", Align::Right),
+        ("input tokens", Align::Right),
+        ("output tokens", Align::Right),
+        ("unpriced", Align::Right),
+        ("on pools", Align::Right),
+        ("list USD", Align::Right),
+        ("effective USD", Align::Right),
+    ]);
+    let mut table = Table::new(columns.chain(unit.map(|unit| (unit_heading(unit), Align::Right))));
+    let amounts = report.rows.iter().flat_map(|row| [row.sums.list_cost, row.sums.effective_cost]);
+    let places = render::places_for(amounts);
+    for row in &report.rows {
+        let known = has_amount(row);
+        table.row(names(report, row).into_iter().chain(cells(&row.sums, row.tasks, unit, places, known)));
+    }
+    let mut total = vec![String::new(); report.by.len()];
+    "total".clone_into(&mut total[0]);
+    table.total(total.into_iter().chain(cells(&report.total, report.tasks, unit, places, true)));
+    format!("{table}\n{}", notes(report))
+}
+
+/// A row whose attempts all lack an amount shows none: unknown is not zero.
+fn has_amount(row: &Row) -> bool {
+    let sums = &row.sums;
+    row.line != Line::Request.name()
+        || sums.attempts == 0
+        || sums.unpriced_attempts + sums.self_hosted_attempts < sums.attempts
+}
+
+fn names(report: &Report, row: &Row) -> Vec<String> {
+    let mut names: Vec<String> = row.key.iter().map(|value| value.clone().unwrap_or_else(|| "–".to_owned())).collect();
+    if row.line != Line::Request.name() && !report.by.contains(&Dimension::Line.name()) {
+        // Costs of no request stand under their line's name; the pool follows where it is a dimension.
+        names[0] = match row.key[0].as_deref() {
+            Some(value) => format!("({}) {value}", line_label(&row.line)),
+            None => format!("({})", line_label(&row.line)),
+        };
+    }
+    names
+}
+
+/// The line's name as people read it.
+#[must_use]
+pub fn line_label(line: &str) -> String {
+    match line {
+        "unallocated" => "pool cost not yet allocated".to_owned(),
+        other => other.replace('_', " "),
+    }
+}
+
+fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: u32, known: bool) -> Vec<String> {
+    let amount = |amount: Money| if known { render::dollars_to(amount, places) } else { "unknown".to_owned() };
+    let counts = [
+        sums.requests,
+        sums.attempts,
+        sums.input_tokens,
+        sums.output_tokens,
+        sums.unpriced_attempts,
+        sums.self_hosted_attempts,
+    ];
+    let mut cells: Vec<String> = counts.into_iter().map(render::count).collect();
+    cells.extend([amount(sums.list_cost), amount(sums.effective_cost)]);
+    if let Some(unit) = unit {
+        let cost = if known { unit_cost(sums, tasks, unit) } else { None };
+        cells.push(cost.map_or("–".to_owned(), render::dollars));
+    }
+    cells
+}
+
+/// What a unit cost, rounded half up to the picodollar; `None` of no units.
+fn unit_cost(sums: &Sums, tasks: u64, unit: Unit) -> Option<Money> {
+    let (scale, count) = match unit {
+        Unit::Request => (1, sums.requests),
+        Unit::Task => (1, tasks),
+        Unit::MillionTokens => (1_000_000, sums.input_tokens.saturating_add(sums.output_tokens)),
+    };
+    let count = i128::from(count);
+    (count > 0).then(|| {
+        let whole = sums.effective_cost.pico().saturating_mul(scale);
+        Money::from_pico((2 * whole + count).div_euclid(2 * count))
+    })
+}
+
+const fn unit_name(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Request => "request",
+        Unit::Task => "task",
+        Unit::MillionTokens => "million_tokens",
+    }
+}
+
+const fn unit_heading(unit: Unit) -> &'static str {
+    match unit {
+        Unit::Request => "USD/request",
+        Unit::Task => "USD/task",
+        Unit::MillionTokens => "USD/M tokens",
+    }
+}
+
+fn notes(report: &Report) -> String {
+    let mut notes = Vec::new();
+    let pico = |amount: Money| u128::try_from(amount.pico()).unwrap_or(0);
+    let share = render::percent(pico(report.unattributed_cost), pico(report.request_cost));
+    notes.push(match share {
+        Some(share) => format!(
+            "unattributed: {share} of request cost ({} USD), {} attempts without a team",
+            render::dollars(report.unattributed_cost),
+            render::count(report.unattributed_attempts)
+        ),
+        None => format!(
+            "unattributed: {} attempts without a team; no request has an amount yet",
+            render::count(report.unattributed_attempts)
+        ),
+    });
+    if report.unallocated_pool_cost != Money::ZERO {
+        notes.push(format!("pool cost not yet allocated: {} USD", render::dollars(report.unallocated_pool_cost)));
+    }
+    if report.total.unpriced_attempts > 0 {
+        let count = render::count(report.total.unpriced_attempts);
+        notes.push(format!("{count} attempts are unpriced: their cost is unknown and in no amount above"));
+    }
+    if report.total.self_hosted_attempts > 0 {
+        let count = render::count(report.total.self_hosted_attempts);
+        notes.push(format!("{count} attempts ran on our own pools: their cost comes by allocation"));
+    }
+    if report.total.estimated_attempts > 0 {
+        notes.push(format!("{} attempts have an estimated amount", render::count(report.total.estimated_attempts)));
+    }
+    notes.into_iter().map(|note| note + "\n").collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Report {
+        let row = |key: Option<&str>, line: Line, cost: &str, unpriced: u64| Row {
+            key: vec![key.map(str::to_owned)],
+            line: line.name().to_owned(),
+            sums: Sums {
+                requests: 4,
+                attempts: 4,
+                input_tokens: 500_000,
+                unpriced_attempts: unpriced,
+                effective_cost: cost.parse().unwrap(),
+                ..Sums::default()
+            },
+            tasks: 2,
+        };
+        let rows = vec![
+            row(Some("search"), Line::Request, "1.5", 0),
+            row(None, Line::Request, "0", 4),
+            row(None, Line::Unallocated, "2.25", 0),
+        ];
+        Report {
+            by: vec!["team"],
+            total: Sums {
+                requests: 8,
+                effective_cost: "3.75".parse().unwrap(),
+                unpriced_attempts: 4,
+                ..Sums::default()
+            },
+            rows,
+            tasks: 2,
+            request_cost: "1.5".parse().unwrap(),
+            unattributed_cost: Money::ZERO,
+            unattributed_share: Some("0.0".to_owned()),
+            unattributed_attempts: 4,
+            unallocated_pool_cost: "2.25".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn unknown_amounts_are_not_zero_and_pool_cost_is_a_line_of_its_own() {
+        let text = text(&sample(), Some(Unit::MillionTokens));
+        let line =
+            |start: &str| text.lines().find(|line| line.trim().starts_with(start)).unwrap_or_else(|| panic!("{text}"));
+        assert!(line("search").contains("1.5000") && line("search").contains("3.00"));
+        assert!(line("–").contains("unknown"));
+        assert!(line("(pool cost not yet allocated)").contains("2.2500"));
+        assert!(line("total").contains("3.7500"));
+        assert!(text.contains("4 attempts are unpriced"));
+    }
+
+    #[test]
+    fn unit_costs_are_rounded_once() {
+        let sums = Sums { requests: 3, effective_cost: Money::from_pico(10), ..Sums::default() };
+        assert_eq!(unit_cost(&sums, 0, Unit::Request), Some(Money::from_pico(3)));
+        assert_eq!(unit_cost(&sums, 4, Unit::Task), Some(Money::from_pico(3)));
+        assert_eq!(unit_cost(&sums, 0, Unit::Task), None);
+        let document = document(&sample(), Some(Unit::Request)).unwrap();
+        assert_eq!(document["rows"][0]["unit_cost"], "0.375");
+        assert_eq!(document["total"]["effective_cost"], "3.75");
+    }
+}

@@ -1,0 +1,284 @@
+//! What the demo came to, from the ledger and from what the clients saw; nothing here is known beforehand.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use ledger::{Money, Period};
+use serde_json::{Value, json};
+use store::{Store, Verification};
+
+use super::engines::EngineTotals;
+use super::traffic::{Seen, SeenEnd};
+use crate::commands::{report as reports, verify};
+use crate::render::{self, Align, Table};
+use crate::report::{Dimension, Report, report};
+use crate::{live, rows};
+
+/// Tasks that the bill shows.
+const TASKS_MAX: usize = 10;
+
+/// The demo's result.
+pub struct Outcome {
+    /// A request that can be explained.
+    pub some_request: Option<String>,
+    costs: Report,
+    tasks: Vec<Value>,
+    pools: Vec<Value>,
+    pool_cost: Money,
+    verification: Verification,
+    engines: Vec<EngineTotals>,
+    compared: Compared,
+    aborted: u64,
+    refused: u64,
+}
+
+/// The clients' calls held against the ledger.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Compared {
+    /// Calls sent.
+    calls: u64,
+    /// Calls whose client saw the end of the answer.
+    finished: u64,
+    /// Of these, those that the ledger does not know.
+    lost: u64,
+    /// Of these, those whose tokens differ from what the client was told.
+    different: u64,
+    /// Attempts that are in the ledger more than once.
+    duplicates: u64,
+}
+
+/// What the ledger says of a request: rows per attempt, and the tokens of the last.
+#[derive(Debug, Clone, Default)]
+struct Booked {
+    rows: BTreeMap<u64, u64>,
+    tokens: (u64, u64),
+}
+
+impl Outcome {
+    /// Reads the ledger and compares.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn of(store: &Store, seen: &Seen, engines: Vec<EngineTotals>) -> anyhow::Result<Outcome> {
+        let booked = booked(store).await?;
+        let costs = report(store, &[Dimension::Team, Dimension::Model], Period::ALL).await?;
+        let pools = live::pools(store, Period::ALL).await?;
+        let amounts = pools.iter().filter_map(|pool| pool["cost"].as_str()?.parse::<Money>().ok());
+        let count = |end: fn(&SeenEnd) -> bool| seen.calls.iter().filter(|call| end(&call.end)).count();
+        Ok(Outcome {
+            some_request: dearest(store).await?,
+            pool_cost: amounts.sum(),
+            tasks: live::tasks(store, TASKS_MAX).await?,
+            verification: store.verify(&|_| {}).await?,
+            compared: compare(seen, &booked),
+            aborted: u64::try_from(count(|end| *end == SeenEnd::Aborted))?,
+            refused: u64::try_from(count(|end| matches!(end, SeenEnd::Refused(_) | SeenEnd::Broken)))?,
+            costs,
+            pools,
+            engines,
+        })
+    }
+
+    /// Whether the promises held.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.is_balanced() && self.compared.lost == 0 && self.duplicates() == 0
+    }
+
+    /// The books are closed, and what the pools cost is booked to the last unit.
+    fn is_balanced(&self) -> bool {
+        self.verification.is_clean() && self.pools.iter().all(|pool| pool["cost"] == pool["booked"])
+    }
+
+    fn duplicates(&self) -> u64 {
+        self.compared.duplicates + self.verification.duplicates
+    }
+
+    /// The result as one JSON document.
+    #[must_use]
+    pub fn document(&self, data: &Path) -> Value {
+        let total = &self.costs.total;
+        json!({
+            "requests": total.requests,
+            "attempts": total.attempts,
+            "input_tokens": total.input_tokens,
+            "output_tokens": total.output_tokens,
+            "charged_usd": self.costs.request_cost,
+            "pool_cost_usd": self.pool_cost,
+            "unallocated_pool_cost_usd": self.costs.unallocated_pool_cost,
+            "unattributed_share": self.costs.unattributed_share,
+            "unattributed_attempts": self.costs.unattributed_attempts,
+            "unpriced_attempts": total.unpriced_attempts,
+            "self_hosted_attempts": total.self_hosted_attempts,
+            "estimated_attempts": total.estimated_attempts,
+            "duplicates": self.duplicates(),
+            "lost": self.compared.lost,
+            "lost_records": self.verification.lost,
+            "balanced": self.is_balanced(),
+            "clients": {
+                "calls": self.compared.calls, "finished": self.compared.finished, "aborted": self.aborted,
+                "refused_or_broken": self.refused, "tokens_differ": self.compared.different,
+            },
+            "costs": self.costs,
+            "tasks": self.tasks,
+            "pools": self.pools,
+            "engines": self.engines,
+            "verification": self.verification,
+            "data": data,
+        })
+    }
+
+    /// The result for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = format!("cost by team and model\n{}", reports::text(&self.costs, None));
+        text.push_str("\ndearest tasks\n");
+        text.push_str(&self.tasks_table().to_string());
+        text.push_str("\npools\n");
+        text.push_str(&self.pools_table().to_string());
+        let compared = &self.compared;
+        let _ = write!(
+            text,
+            "\nclients saw {} calls: {} finished, {} aborted, {} refused or broken; {} lost, {} booked twice, {} with other \
+             tokens\n\nverification\n{}",
+            compared.calls,
+            compared.finished,
+            self.aborted,
+            self.refused,
+            compared.lost,
+            self.duplicates(),
+            compared.different,
+            verify::text(&self.verification)
+        );
+        text
+    }
+
+    fn tasks_table(&self) -> Table {
+        let mut table = Table::new([
+            ("task", Align::Left),
+            ("team", Align::Left),
+            ("feature", Align::Left),
+            ("requests", Align::Right),
+            ("input tokens", Align::Right),
+            ("output tokens", Align::Right),
+            ("provider USD", Align::Right),
+        ]);
+        let words = |task: &Value, name: &str| task[name].as_str().unwrap_or("–").to_owned();
+        let number = |task: &Value, name: &str| render::count(task[name].as_u64().unwrap_or(0));
+        for task in &self.tasks {
+            // All on our own pools: no provider charged anything, and the pool's share is not allocated yet.
+            let cost = task["effective_cost"].as_str().and_then(|cost| cost.parse().ok());
+            table.row([
+                words(task, "task"),
+                words(task, "team"),
+                words(task, "feature"),
+                number(task, "requests"),
+                number(task, "input_tokens"),
+                number(task, "output_tokens"),
+                cost.map_or("by allocation".to_owned(), render::dollars),
+            ]);
+        }
+        table
+    }
+
+    fn pools_table(&self) -> Table {
+        let mut table = Table::new([
+            ("pool", Align::Left),
+            ("owner", Align::Left),
+            ("GPUs", Align::Left),
+            ("cost USD", Align::Right),
+            ("not yet allocated USD", Align::Right),
+        ]);
+        let amount = |pool: &Value, name: &str| {
+            let amount = pool[name].as_str().and_then(|amount| amount.parse().ok());
+            amount.map_or("unknown".to_owned(), render::dollars)
+        };
+        for pool in &self.pools {
+            table.row([
+                pool["pool"].as_str().unwrap_or("–").to_owned(),
+                pool["owner"].as_str().unwrap_or("–").to_owned(),
+                format!("{} x {}", pool["gpus"], pool["gpu"].as_str().unwrap_or("–")),
+                amount(pool, "cost"),
+                amount(pool, "unallocated"),
+            ]);
+        }
+        let unallocated = render::dollars(self.costs.unallocated_pool_cost);
+        table.total(["total".to_owned(), String::new(), String::new(), render::dollars(self.pool_cost), unallocated]);
+        table
+    }
+}
+
+fn compare(seen: &Seen, ledger: &BTreeMap<String, Booked>) -> Compared {
+    let mut compared = Compared { calls: u64::try_from(seen.calls.len()).unwrap_or(u64::MAX), ..Compared::default() };
+    for call in seen.calls.iter().filter(|call| call.end == SeenEnd::Finished) {
+        compared.finished += 1;
+        // An answer without an id cannot be looked up, so that nothing proves it was booked.
+        match call.request_id.as_ref().and_then(|id| ledger.get(id)) {
+            None => compared.lost += 1,
+            Some(booked) => {
+                let told = call.usage.map(|usage| (usage.input_tokens, usage.output_tokens));
+                compared.different += u64::from(told.is_some_and(|told| told != booked.tokens));
+            }
+        }
+    }
+    let counts = ledger.values().flat_map(|booked| booked.rows.values());
+    compared.duplicates = counts.map(|&rows| rows - 1).sum();
+    compared
+}
+
+async fn booked(store: &Store) -> anyhow::Result<BTreeMap<String, Booked>> {
+    let query = "SELECT request_id, attempt, count(*) AS copies, max(input_tokens) AS input_tokens, \
+                 max(output_tokens) AS output_tokens FROM attempts GROUP BY request_id, attempt ORDER BY request_id, attempt";
+    let mut booked: BTreeMap<String, Booked> = BTreeMap::new();
+    for batch in store.sql(query).await? {
+        let count = |name: &str, row| anyhow::Ok(rows::count(rows::column(&batch, name)?, row)?.unwrap_or(0));
+        for row in 0..batch.num_rows() {
+            let id = rows::plain(rows::column(&batch, "request_id")?, row)?;
+            let request = booked.entry(id).or_default();
+            request.rows.insert(count("attempt", row)?, count("copies", row)?);
+            request.tokens = (count("input_tokens", row)?, count("output_tokens", row)?);
+        }
+    }
+    Ok(booked)
+}
+
+/// The request with the highest cost: the one worth explaining.
+async fn dearest(store: &Store) -> anyhow::Result<Option<String>> {
+    let query = "SELECT request_id FROM attempts ORDER BY effective_cost DESC NULLS LAST, request_id LIMIT 1";
+    let batches = store.sql(query).await?;
+    let Some(batch) = batches.iter().find(|batch| batch.num_rows() > 0) else { return Ok(None) };
+    rows::text(rows::column(batch, "request_id")?, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::demo::traffic::{SeenCall, SeenUsage};
+
+    #[test]
+    fn lost_doubled_and_different_calls_are_counted() {
+        let call = |id: Option<&str>, end, tokens: Option<(u64, u64)>| SeenCall {
+            request_id: id.map(str::to_owned),
+            consumer: "c",
+            model: "m",
+            task: "t".to_owned(),
+            end,
+            usage: tokens.map(|(input_tokens, output_tokens)| SeenUsage { input_tokens, output_tokens }),
+        };
+        let seen = Seen {
+            calls: vec![
+                call(Some("a"), SeenEnd::Finished, Some((1, 2))),
+                call(Some("b"), SeenEnd::Finished, Some((1, 3))),
+                call(Some("gone"), SeenEnd::Finished, None),
+                call(None, SeenEnd::Finished, None),
+                call(Some("gone"), SeenEnd::Aborted, None),
+            ],
+            ..Seen::default()
+        };
+        let booked = |copies| Booked { rows: [(0, copies)].into(), tokens: (1, 2) };
+        let ledger = [("a".to_owned(), booked(1)), ("b".to_owned(), booked(2))].into();
+        let expected = Compared { calls: 5, finished: 4, lost: 2, different: 1, duplicates: 1 };
+        assert_eq!(compare(&seen, &ledger), expected);
+    }
+}

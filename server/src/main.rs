@@ -1,0 +1,78 @@
+//! `farthing`: the cost ledger for AI inference, one binary.
+
+mod api;
+mod books;
+mod cli;
+mod clock;
+mod commands;
+mod config;
+mod demo;
+mod governance;
+mod import;
+mod live;
+mod metrics;
+mod render;
+mod report;
+mod rows;
+mod wiring;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use cli::{Cli, Command};
+use commands::App;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr();
+    // Object storage brings a second TLS provider into the build, so that one has to be chosen. Chosen already is fine.
+    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            // The whole chain on one line: what failed, and why.
+            let line = format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            complain(&format!("farthing: {}", render::printable(&line)));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let app = App { global: cli.global };
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Demo(options) => demo::run(&app, &options).await,
+            Command::Serve => commands::serve::run(&app).await,
+            Command::Check => commands::check::run(&app).await,
+            Command::Import(options) => commands::import::run(&app, &options).await,
+            Command::Export(options) => commands::export::run(&app, &options).await,
+            Command::Settle => commands::settle::run(&app).await,
+            Command::Report(options) => commands::report::run(&app, &options).await,
+            Command::Explain { request_id } => commands::explain::run(&app, &request_id).await,
+            Command::Sql(options) => commands::sql::run(&app, &options).await,
+            Command::Verify => commands::verify::run(&app).await,
+            Command::Key(command) => commands::key::run(&app, &command).await,
+            Command::Price(command) => commands::price::run(&app, &command).await,
+        }
+    });
+    // Idle connections must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+    code
+}
+
+fn log_to_stderr() {
+    let filter =
+        EnvFilter::try_from_env("FARTHING_LOG").unwrap_or_else(|_| EnvFilter::new("warn,server=info,farthing=info"));
+    // A second subscriber can only be a mistake of a test; logging is then as it was.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}
+
+/// One line on standard error; nothing can be done when even that is closed.
+fn complain(line: &str) {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "{line}");
+}

@@ -1,0 +1,108 @@
+//! `/metrics`: what runs, what was metered and what it cost, as Prometheus text.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use axum::extract::State as Shared;
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use crate::api::{ApiError, State};
+use crate::rows;
+
+/// Most providers that get a label of their own; the rest is `other`, so that no client can grow the page.
+const PROVIDERS_MAX: usize = 50;
+
+/// The page.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub async fn page(Shared(state): Shared<State>) -> Result<impl IntoResponse, ApiError> {
+    let mut text = state.cache.metrics(&state).await?;
+    for (name, value, grows) in state.gateway.metrics().snapshot() {
+        let (name, kind) = if grows { (format!("{name}_total"), "counter") } else { (name.to_owned(), "gauge") };
+        single(&mut text, &format!("gateway_{name}"), kind, "Counted by the gateway since it started.", value);
+    }
+    let position = state.store.last_position().0;
+    single(&mut text, "log_position", "counter", "Records that the log holds or held.", position);
+    single(&mut text, "lost_records_total", "counter", "Records that could not be written.", state.store.lost());
+    single(&mut text, "log_bytes", "gauge", "Bytes of the log's files on disk.", log_bytes(&state));
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+/// The ledger's part: totals by provider. Asked for at most every few seconds.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub async fn ledger(state: &State) -> anyhow::Result<String> {
+    let session = state.store.session().await?;
+    let query = "SELECT provider, sum(CASE WHEN attempt = 0 THEN 1 ELSE 0 END) AS requests, count(*) AS attempts, \
+                 sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, \
+                 sum(CASE WHEN charge = 'unpriced' AND charge_reason <> 'self_hosted' THEN 1 ELSE 0 END) AS unpriced, \
+                 sum(effective_cost) AS effective_cost FROM attempts GROUP BY provider ORDER BY attempts DESC, provider";
+    let mut counts: BTreeMap<&str, Vec<(String, String)>> = BTreeMap::new();
+    let mut seen = 0;
+    for batch in session.sql(query).await? {
+        for row in 0..batch.num_rows() {
+            seen += 1;
+            if seen > PROVIDERS_MAX {
+                break;
+            }
+            let provider = rows::plain(rows::column(&batch, "provider")?, row)?;
+            for name in ["requests", "attempts", "input_tokens", "output_tokens", "unpriced"] {
+                let value = rows::count(rows::column(&batch, name)?, row)?.unwrap_or(0);
+                counts.entry(name).or_default().push((provider.clone(), value.to_string()));
+            }
+            if let Some(cost) = rows::money(rows::column(&batch, "effective_cost")?, row)? {
+                counts.entry("cost").or_default().push((provider, cost.to_string()));
+            }
+        }
+    }
+    let mut text = String::new();
+    let families = [
+        ("requests", "requests_total", "Requests in the ledger by the provider of their first attempt."),
+        ("attempts", "attempts_total", "Attempts in the ledger."),
+        ("unpriced", "unpriced_attempts_total", "Attempts whose cost is unknown, those on our own pools left out."),
+        ("cost", "cost_usd_total", "What providers charge for the attempts in the ledger, USD."),
+    ];
+    for (key, name, help) in families {
+        family(&mut text, name, help);
+        for (provider, value) in counts.get(key).into_iter().flatten() {
+            let _ = writeln!(text, "farthing_{name}{{provider=\"{}\"}} {value}", escaped(provider));
+        }
+    }
+    family(&mut text, "tokens_total", "Tokens in the ledger.");
+    for (key, direction) in [("input_tokens", "input"), ("output_tokens", "output")] {
+        for (provider, value) in counts.get(key).into_iter().flatten() {
+            let provider = escaped(provider);
+            let _ =
+                writeln!(text, "farthing_tokens_total{{provider=\"{provider}\",direction=\"{direction}\"}} {value}");
+        }
+    }
+    Ok(text)
+}
+
+fn family(text: &mut String, name: &str, help: &str) {
+    let _ = writeln!(text, "# HELP farthing_{name} {help}\n# TYPE farthing_{name} counter");
+}
+
+fn single(text: &mut String, name: &str, kind: &str, help: &str, value: u64) {
+    let _ = writeln!(text, "# HELP farthing_{name} {help}\n# TYPE farthing_{name} {kind}\nfarthing_{name} {value}");
+}
+
+/// A label's value as the format wants it, control characters left out.
+fn escaped(value: &str) -> String {
+    let clean: String = value.chars().filter(|c| !c.is_control()).take(100).collect();
+    clean.replace('\\', "\\\\").replace('"', "\\\"")
+}
+
+/// Bytes of the log's segments; zero when the folder cannot be looked at.
+fn log_bytes(state: &State) -> u64 {
+    let Ok(entries) = std::fs::read_dir(state.store.dir().join("log")) else { return 0 };
+    entries
+        .flatten()
+        .filter_map(|entry| entry.metadata().ok())
+        .filter(|meta| meta.is_file())
+        .map(|meta| meta.len())
+        .sum()
+}
