@@ -7,9 +7,9 @@
 mod answer;
 pub mod attribute;
 mod background;
+mod client_socket;
 pub mod journal;
 pub mod keys;
-mod linger;
 pub mod meter;
 pub mod metrics;
 mod pipeline;

@@ -24,9 +24,9 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::background::Background;
+use crate::client_socket::ClientSocket;
 use crate::journal::Journal;
 use crate::keys::KeyRing;
-use crate::linger::Lingering;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Core};
 use crate::settings::{Limits, Settings};
@@ -220,7 +220,8 @@ where
         async move { Ok::<_, Infallible>(pipeline::serve(core, peer, request).await) }
     });
     let builder = http(limits, patience);
-    let mut serving = pin!(builder.serve_connection(TokioIo::new(Lingering::new(stream)), service));
+    let socket = ClientSocket::new(stream, Duration::from_millis(limits.stream_idle_ms_max));
+    let mut serving = pin!(builder.serve_connection(TokioIo::new(socket), service));
     let mut first_request = pin!(tokio::time::sleep(patience));
     let mut waiting = true;
     loop {

@@ -301,15 +301,16 @@ pub struct Target {
 /// `seed` is any evenly spread number; it chooses among weighted targets.
 #[must_use]
 pub fn plan(settings: &Settings, request: &Inspected, key: Option<&KeyRecord>, seed: u64) -> Vec<Target> {
+    let usable = |upstream: &Upstream| {
+        upstream.kind.speaks(request.dialect, request.operation)
+            && key.is_none_or(|key| key.allows_upstream(&upstream.name))
+    };
     let mut targets = match route(&settings.routes, request.model.as_deref()) {
-        Some(route) => routed(settings, route, seed),
-        None if settings.routes.is_empty() || request.model.is_none() => unrouted(settings, request, key),
+        Some(route) => routed(settings, route, seed, usable),
+        None if settings.routes.is_empty() || request.model.is_none() => unrouted(settings, usable),
         None => Vec::new(),
     };
-    targets.retain(|target| {
-        target.upstream.kind.speaks(request.dialect, request.operation)
-            && key.is_none_or(|key| key.allows_upstream(&target.upstream.name))
-    });
+    targets.retain(|target| usable(&target.upstream));
     targets.truncate(settings.limits.attempts_max.max(1));
     targets
 }
@@ -324,24 +325,27 @@ fn route<'a>(routes: &'a [ModelRoute], model: Option<&str>) -> Option<&'a ModelR
     routes.iter().filter(matches).max_by_key(|route| (!route.model.ends_with('*'), route.model.len()))
 }
 
-fn routed(settings: &Settings, route: &ModelRoute, seed: u64) -> Vec<Target> {
+/// Chance decides among the targets that can be asked, so that one which speaks another surface takes no share away.
+fn routed(settings: &Settings, route: &ModelRoute, seed: u64, usable: impl Fn(&Upstream) -> bool) -> Vec<Target> {
     let target = |target: &RouteTarget| {
         let upstream = settings.upstream(&target.upstream)?;
         Some(Target { upstream: Arc::clone(upstream), model: target.model.as_deref().map(Label::from) })
     };
-    let Some(chosen) = choose(&route.targets, seed).and_then(target) else { return Vec::new() };
-    let tries = usize::from(route.retries) + 1;
-    let first = std::iter::repeat_n(chosen, tries.min(settings.limits.attempts_max.max(1)));
+    let askable = |target: &&RouteTarget| settings.upstream(&target.upstream).is_some_and(|upstream| usable(upstream));
+    let candidates: Vec<&RouteTarget> = route.targets.iter().filter(askable).collect();
+    let tries = (usize::from(route.retries) + 1).min(settings.limits.attempts_max.max(1));
+    let chosen = choose(&candidates, seed).and_then(target);
+    let first = chosen.into_iter().flat_map(|chosen| std::iter::repeat_n(chosen, tries));
     first.chain(route.fallbacks.iter().filter_map(target)).collect()
 }
 
-fn choose(targets: &[RouteTarget], seed: u64) -> Option<&RouteTarget> {
+fn choose<'a>(targets: &[&'a RouteTarget], seed: u64) -> Option<&'a RouteTarget> {
     let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
     if total == 0 {
-        return targets.first();
+        return targets.first().copied();
     }
     let mut point = seed % total;
-    targets.iter().find(|target| match point.checked_sub(u64::from(target.weight)) {
+    targets.iter().copied().find(|target| match point.checked_sub(u64::from(target.weight)) {
         Some(rest) => {
             point = rest;
             false
@@ -350,10 +354,8 @@ fn choose(targets: &[RouteTarget], seed: u64) -> Option<&RouteTarget> {
     })
 }
 
-fn unrouted(settings: &Settings, request: &Inspected, key: Option<&KeyRecord>) -> Vec<Target> {
-    let allowed = |upstream: &&Arc<Upstream>| key.is_none_or(|key| key.allows_upstream(&upstream.name));
-    let speaks = |upstream: &&Arc<Upstream>| upstream.kind.speaks(request.dialect, request.operation);
-    let found = settings.upstreams.iter().filter(allowed).find(speaks);
+fn unrouted(settings: &Settings, usable: impl Fn(&Upstream) -> bool) -> Vec<Target> {
+    let found = settings.upstreams.iter().find(|upstream| usable(upstream));
     found.map(|upstream| Target { upstream: Arc::clone(upstream), model: None }).into_iter().collect()
 }
 
@@ -417,12 +419,23 @@ mod tests {
     }
 
     #[test]
+    fn chance_decides_among_the_targets_that_speak_the_surface() {
+        let targets = vec![target("a", None, 1), target("d", None, 9)];
+        let settings = settings(vec![ModelRoute { model: "*".into(), targets, fallbacks: vec![], retries: 0 }]);
+        for seed in 0..10 {
+            assert_eq!(names(&plan(&settings, &asking("/v1/chat/completions", "x"), None, seed)), ["a"]);
+            assert_eq!(names(&plan(&settings, &asking("/v1/messages", "x"), None, seed)), ["d"]);
+        }
+    }
+
+    #[test]
     fn weights_share_the_requests_exactly() {
-        let targets = vec![target("a", None, 3), target("b", None, 1), target("c", None, 0)];
+        let targets = [target("a", None, 3), target("b", None, 1), target("c", None, 0)];
+        let targets: Vec<&RouteTarget> = targets.iter().collect();
         let chosen = |seed| choose(&targets, seed).map(|target| target.upstream.as_str());
         let count = |name| (0..400).filter(|&seed| chosen(seed) == Some(name)).count();
         assert_eq!((count("a"), count("b"), count("c")), (300, 100, 0));
-        assert_eq!(choose(&[target("a", None, 0)], 7).map(|target| target.upstream.as_str()), Some("a"));
+        assert_eq!(choose(&[&target("a", None, 0)], 7).map(|target| target.upstream.as_str()), Some("a"));
     }
 
     #[test]

@@ -178,6 +178,7 @@ fn settle(
         model: None,
         constants,
         limits,
+        slice: None,
         ready_at: None,
         kept_warm_for: None,
         unobserved_s: None,
@@ -244,7 +245,7 @@ fn speed(run: &Run, constants: Replica, limits: Limits, out: &mut impl Write) ->
                     last_token: moved(timeline.last_token),
                     ..*timeline
                 };
-                sweep.push(pushed as u64, &timeline, &mut |part| weights.push(part.share.total_s()));
+                sweep.push(pushed as u64, &timeline, &mut |part| weights.push(part.share.total_s() + part.waste_s));
                 pushed += 1;
             }
             active_max = active_max.max(sweep.active());

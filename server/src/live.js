@@ -73,11 +73,9 @@ function costs(report) {
     [sums.requests, sums.attempts, sums.input_tokens, sums.output_tokens].map((n) => number.format(n)).concat(cost);
   const rows = report.rows.map((row) => {
     const own = row.line === "request";
-    const without = row.unpriced_attempts + row.self_hosted_attempts;
-    const known = !own || row.attempts === 0 || without < row.attempts;
     const why = row.self_hosted_attempts === row.attempts ? "by allocation" : "unknown";
     const name = own ? row.key[0] ?? "unattributed" : row.line === "unallocated" ? "pool cost not yet allocated" : row.line;
-    return [name, row.key[1] ?? "–", ...cells(row, known ? dollars(row.effective_cost) : why)];
+    return [name, row.key[1] ?? "–", ...cells(row, row.effective_cost === null ? why : dollars(row.effective_cost))];
   });
   fill(byId("costs"), heads, rows, ["total", "", ...cells(report.total, dollars(report.total.effective_cost))]);
   const notes = [];

@@ -25,6 +25,8 @@ pub async fn page(Shared(state): Shared<State>) -> Result<impl IntoResponse, Api
     }
     let position = state.store.last_position().0;
     single(&mut text, "log_position", "counter", "Records that the log holds or held.", position);
+    let waiting = state.store.unflushed();
+    single(&mut text, "log_unflushed_records", "gauge", "Records that wait in the log for the tables.", waiting);
     single(&mut text, "lost_records_total", "counter", "Records that could not be written.", state.store.lost());
     single(&mut text, "log_bytes", "gauge", "Bytes of the log's files on disk.", log_bytes(&state));
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))

@@ -164,12 +164,20 @@ pub struct Sums {
     pub self_hosted_attempts: u64,
     /// Attempts whose amount is an estimate.
     pub estimated_attempts: u64,
-    /// At the public price.
-    #[schema(value_type = String)]
-    pub list_cost: Money,
-    /// What it really cost.
-    #[schema(value_type = String)]
-    pub effective_cost: Money,
+    /// At the public price; `null` when nothing in the group has an amount, which is not zero.
+    #[schema(value_type = Option<String>)]
+    pub list_cost: Option<Money>,
+    /// What it really cost; `null` when nothing in the group has an amount, which is not zero.
+    #[schema(value_type = Option<String>)]
+    pub effective_cost: Option<Money>,
+}
+
+/// Known amounts add up; an unknown one adds nothing and makes nothing known.
+fn plus(a: Option<Money>, b: Option<Money>) -> Option<Money> {
+    match (a, b) {
+        (Some(a), Some(b)) => Some(a + b),
+        (known, None) | (None, known) => known,
+    }
 }
 
 impl Sums {
@@ -181,8 +189,8 @@ impl Sums {
         self.unpriced_attempts += other.unpriced_attempts;
         self.self_hosted_attempts += other.self_hosted_attempts;
         self.estimated_attempts += other.estimated_attempts;
-        self.list_cost += other.list_cost;
-        self.effective_cost += other.effective_cost;
+        self.list_cost = plus(self.list_cost, other.list_cost);
+        self.effective_cost = plus(self.effective_cost, other.effective_cost);
     }
 }
 
@@ -241,12 +249,14 @@ pub async fn report(store: &Store, by: &[Dimension], period: Period) -> anyhow::
 
     let mut rows: Vec<Row> =
         groups.into_iter().map(|((key, line), (sums, tasks))| Row { key, line, sums, tasks }).collect();
-    let mut total = Sums::default();
+    // Of nothing at all the cost is known: it is nothing.
+    let of_nothing = rows.is_empty().then_some(Money::ZERO);
+    let mut total = Sums { list_cost: of_nothing, effective_cost: of_nothing, ..Sums::default() };
     for row in &rows {
         total.add(&row.sums);
     }
     let of_line =
-        |line: Line| rows.iter().filter(|row| row.line == line.name()).map(|row| row.sums.effective_cost).sum();
+        |line: Line| rows.iter().filter(|row| row.line == line.name()).filter_map(|row| row.sums.effective_cost).sum();
     let request_cost: Money = of_line(Line::Request);
     let unallocated_pool_cost = of_line(Line::Unallocated);
     let is_time = by.first().is_some_and(|first| matches!(first, Dimension::Day | Dimension::Hour));
@@ -350,13 +360,13 @@ async fn postings(
         let (list, effective) = (rows::column(&batch, "list_cost")?, rows::column(&batch, "effective_cost")?);
         for row in 0..batch.num_rows() {
             let sums = Sums {
-                list_cost: rows::money(list, row)?.unwrap_or_default(),
-                effective_cost: rows::money(effective, row)?.unwrap_or_default(),
+                list_cost: rows::money(list, row)?,
+                effective_cost: rows::money(effective, row)?,
                 ..Sums::default()
             };
             let line = rows::plain(line, row)?;
             if line == Line::Request.name() && rows::json(no_team, row)? == true {
-                unattributed += sums.effective_cost;
+                unattributed += sums.effective_cost.unwrap_or_default();
             }
             groups.entry((key_of(&batch, by.len(), row)?, line)).or_default().0.add(&sums);
         }

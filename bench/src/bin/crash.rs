@@ -14,7 +14,7 @@ use std::time::Duration;
 use bench::audit::{Client, Findings, Notebook, audit};
 use bench::clock::now;
 use bench::disk::SmallDisk;
-use bench::driver::{Farthing, Settings, tail};
+use bench::driver::{Farthing, Settings, tail, whole};
 use bench::histogram::Histogram;
 use bench::mock::COUNT_PATH;
 use bench::process::{Process, run_role};
@@ -320,16 +320,18 @@ fn take_the_disk(
     thread::sleep(Duration::from_millis(500));
     let alive = process.is_alive();
     let stopped = process.stop(PATIENCE)?;
+    // What was opened and could not be finished is booked by the next start.
+    let mut process = farthing.start()?;
+    first_answer(&farthing, &mut process, &mut client)?;
+    process.stop(PATIENCE)?;
 
     let open = policy == "fail_open";
     if open {
         report.check(format!("{policy}: served on a full disk"), full.describe(), full.served == 360);
     } else {
-        report.check(
-            format!("{policy}: refused with 503 on a full disk"),
-            full.describe(),
-            full.refused > 0 && full.other == 0 && full.last_refused,
-        );
+        // One that runs when the disk fills up is cut before its last byte: its end cannot be written down, so it is not shown either.
+        let good = full.refused > 0 && full.other <= 1 && full.last_refused;
+        report.check(format!("{policy}: refused with 503 on a full disk"), full.describe(), good);
     }
     report.check(format!("{policy}: serves again after space is freed"), recovered, recovered && after.served == 40);
     report.check(
@@ -352,6 +354,8 @@ fn take_the_disk(
             findings.missing,
             findings.missing > 0 && !gaps.is_empty(),
         );
+        let lost: u64 = gaps.iter().filter_map(|gap| whole(&gap["records_lost"])).sum();
+        report.check(format!("{policy}: records that the gaps say are lost"), lost, lost >= findings.missing);
         report.details.extend(gaps.first().map(|gap| format!("{policy}: the first gap: {gap:?}")));
         let outside: Vec<_> = seen[..41].iter().chain(&seen[answered_until_full.max(41) + 1..]).cloned().collect();
         let outside = audit(&farthing, &outside)?;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ledger::{
-    Attempt, AttemptId, Charge, Clock, Context, Fact, Operation, Outcome, RequestId, ResolvedRates, Route, Source, Timeline, Timestamp,
-    TokenGaps, TokenKind, TokenPrice, TokenUsage, UnpricedReason, UsageQuality,
+    Attempt, AttemptId, Charge, Clock, Context, Fact, Operation, Outcome, RequestId, ResolvedRates, Route, Source,
+    Timeline, Timestamp, TokenGaps, TokenKind, TokenPrice, TokenUsage, UnpricedReason, UsageQuality,
 };
 use store::{Options, Store};
 
@@ -79,7 +79,11 @@ async fn run(arguments: &Arguments, dir: &Path) -> Result<(), Failure> {
     writeln!(out, "last flush           {:.1} s", draining.as_secs_f64())?;
     writeln!(out, "append p50           {:.1} us", percentile(&measured.latencies_ns, 50))?;
     writeln!(out, "append p99           {:.1} us", percentile(&measured.latencies_ns, 99))?;
-    writeln!(out, "append p99.9         {:.1} us", f64::from(measured.latencies_ns[measured.latencies_ns.len() * 999 / 1_000]) / 1e3)?;
+    writeln!(
+        out,
+        "append p99.9         {:.1} us",
+        f64::from(measured.latencies_ns[measured.latencies_ns.len() * 999 / 1_000]) / 1e3
+    )?;
     writeln!(out, "on disk              {:.0} bytes an attempt", bytes_in(dir)? as f64 / measured.attempts as f64)?;
     writeln!(out, "log to Delta tables  {:.0} attempts/s", measured.attempts as f64 / whole.as_secs_f64())?;
     Ok(())
@@ -119,7 +123,8 @@ fn append_for(store: &Store, seconds: u64, rate: u64) -> Result<Measured, Failur
 
 /// An ordinary streamed chat attempt.
 fn template() -> Attempt {
-    let prices = [(TokenKind::Input, TokenPrice::from_pico(2_500_000)), (TokenKind::Output, TokenPrice::from_pico(10_000_000))];
+    let prices =
+        [(TokenKind::Input, TokenPrice::from_pico(2_500_000)), (TokenKind::Output, TokenPrice::from_pico(10_000_000))];
     let rates = ResolvedRates::new("genai-prices@0.2.1", "openai/gpt-4o", &prices, 1_000_000);
     let usage = TokenUsage { input: 1_200, output: 240, ..TokenUsage::default() };
     let charge = match rates.charge(&usage) {

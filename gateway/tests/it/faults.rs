@@ -123,6 +123,23 @@ async fn slow_clients_are_let_go() {
 }
 
 #[tokio::test]
+async fn a_client_that_stops_reading_does_not_hold_an_answer_open() {
+    let long = delta(&"x".repeat(100_000));
+    let script = [vec![sse_head()], vec![chunk(&long); 400], vec![last_chunk()]].concat();
+    let (_upstream, world) = world_of(script, |settings| settings.limits.stream_idle_ms_max = 300).await;
+    let mut deaf = TcpStream::connect(world.address).await.unwrap();
+    let head =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", CHAT_STREAM.len());
+    deaf.write_all(format!("{head}{CHAT_STREAM}").as_bytes()).await.unwrap();
+    // 40 MB fit no socket buffer; the client keeps its connection and reads no more than the first byte.
+    deaf.read_u8().await.unwrap();
+    let attempt = tokio::time::timeout(Duration::from_secs(10), world.one()).await.unwrap();
+    assert_eq!(attempt.outcome, Outcome::ClientAborted);
+    assert!(attempt.usage.output > 0, "what was delivered is booked");
+    drop(deaf);
+}
+
+#[tokio::test]
 async fn upstreams_that_do_not_answer_are_named_and_booked() {
     let quick = |settings: &mut Settings| settings.limits.first_byte_ms_max = 200;
     let cases = [

@@ -77,6 +77,36 @@ impl HeadroomRule {
     }
 }
 
+/// Who pays for work that was thrown away and done again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum WasteRule {
+    /// Nobody: it stays a line of the pool's owner.
+    #[default]
+    Line,
+    /// The engine's requests of the interval, in proportion to what they pay as busy.
+    Spread,
+}
+
+impl WasteRule {
+    /// Every rule.
+    pub const ALL: [WasteRule; 2] = [WasteRule::Line, WasteRule::Spread];
+
+    /// The name used in configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            WasteRule::Line => "line",
+            WasteRule::Spread => "spread",
+        }
+    }
+
+    /// The rule of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<WasteRule> {
+        WasteRule::ALL.into_iter().find(|rule| rule.name() == name)
+    }
+}
+
 /// All rules of a pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -84,13 +114,16 @@ pub struct Policy {
     pub method: Method,
     /// Who pays for headroom.
     pub headroom: HeadroomRule,
+    /// Who pays for waste.
+    pub waste: WasteRule,
 }
 
 impl Policy {
-    /// Name and version as postings carry them: `roofline/1 headroom=line`.
+    /// Name and version as postings carry them: `roofline/1 headroom=line waste=line`.
     #[must_use]
     pub fn label(&self) -> Label {
-        format!("{}/{} headroom={}", self.method.name(), self.method.version(), self.headroom.name()).into()
+        let Policy { method, headroom, waste } = self;
+        format!("{}/{} headroom={} waste={}", method.name(), method.version(), headroom.name(), waste.name()).into()
     }
 }
 
@@ -106,7 +139,10 @@ mod tests {
         for rule in HeadroomRule::ALL {
             assert_eq!(HeadroomRule::named(rule.name()), Some(rule));
         }
+        for rule in WasteRule::ALL {
+            assert_eq!(WasteRule::named(rule.name()), Some(rule));
+        }
         assert_eq!(Method::named("by-mood"), None);
-        assert_eq!(&*Policy::default().label(), "roofline/1 headroom=line");
+        assert_eq!(&*Policy::default().label(), "roofline/1 headroom=line waste=line");
     }
 }

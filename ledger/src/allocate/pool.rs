@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::colocated::time_sliced;
+use super::colocated::{MIG_ALPHA, MigSlice, mig, time_sliced};
 use super::idle::Idle;
-use super::policy::{HeadroomRule, Method, Policy};
+use super::policy::{HeadroomRule, Method, Policy, WasteRule};
 use super::replica::Replica;
 use super::timeline::{EngineTimeline, Limits, Part, Sweep};
 use crate::capacity::{CapacityFact, PurchaseOption, latest};
@@ -48,6 +48,8 @@ pub struct Engine {
     pub constants: Replica,
     /// What it can hold.
     pub limits: Limits,
+    /// The slice of each GPU that it has to itself; engines without one share the whole GPU by time.
+    pub slice: Option<MigSlice>,
     /// When it could serve; what its GPUs cost before is cold start. Unknown: it always could.
     pub ready_at: Option<Timestamp>,
     /// Whose objective keeps it running whatever the demand; its idle time is warm.
@@ -104,18 +106,20 @@ pub fn allocate(
         let mut own: Vec<&Engine> = engines.iter().filter(|engine| engine.replica == fact.replica).collect();
         own.sort_by(|a, b| a.name.cmp(&b.name));
         own.dedup_by(|a, b| a.name == b.name);
-        let use_of = Used::of(fact, span, &own, &served, policy.method);
-        let amount = fact.cost_within(period);
-        let gpus = f64::from(fact.gpus);
-        idle.busy += gpus * use_of.busy_s;
-        let kind = IdleKind::of(fact, &own);
-        match &kind {
-            IdleKind::WithoutEngine => idle.without_engine_reserved += gpus * use_of.idle_s,
-            IdleKind::Warm(_) => idle.standby += gpus * use_of.idle_s,
-            IdleKind::Other => idle.other += gpus * use_of.idle_s,
+        for Together { engines: together, part, amount } in
+            by_slice(&own, fact.cost_within(period), owner.as_ref(), &mut books)?
+        {
+            let used = Used::of(fact, span, &together, &served, policy);
+            let gpus = f64::from(fact.gpus) * part;
+            idle.busy += gpus * used.busy_s;
+            let kind = IdleKind::of(fact, &together);
+            match &kind {
+                IdleKind::WithoutEngine => idle.without_engine_reserved += gpus * used.idle_s,
+                IdleKind::Warm(_) => idle.standby += gpus * used.idle_s,
+                IdleKind::Other => idle.other += gpus * used.idle_s,
+            }
+            left_idle.push((kind, used.book(amount, &mut books, &together, owner.as_ref())?));
         }
-        let rest = use_of.book(amount, &mut books, &own, owner.as_ref())?;
-        left_idle.push((kind, rest));
     }
 
     idle.peak = demand.peak_gpus.map(|gpus| gpus * period.micros() as f64 * 1e-6);
@@ -124,7 +128,7 @@ pub fn allocate(
         let owned = || Context { team: owner.clone(), ..Context::default() };
         match kind {
             IdleKind::WithoutEngine => books.add(Key::line(Line::IdleReserved, owned()), amount, false),
-            IdleKind::Warm(context) => books.add(Key::line(Line::Warm, context), amount, false),
+            IdleKind::Warm(context) => books.add(Key::line(Line::Warm, *context), amount, false),
             IdleKind::Other => {
                 let weights = [waterfall.headroom, waterfall.above_peak].map(weight);
                 let parts = split_or_last(amount, &weights)?;
@@ -177,17 +181,52 @@ fn latest_served(served: &[Served]) -> Vec<&Served> {
     kept.into_values().collect()
 }
 
+/// Engines that share the time of a GPU or of a slice of it.
+struct Together<'a> {
+    engines: Vec<&'a Engine>,
+    /// Their part of the GPU.
+    part: f64,
+    /// What that part cost.
+    amount: Money,
+}
+
+/// Who shares whose time: engines with slices have each their own, all others the whole GPU. What no slice has is booked
+/// as stranded.
+fn by_slice<'a>(
+    engines: &[&'a Engine],
+    amount: Money,
+    owner: Option<&Label>,
+    books: &mut Books,
+) -> Result<Vec<Together<'a>>, MoneyError> {
+    let slices: Vec<MigSlice> = engines.iter().filter_map(|engine| engine.slice).collect();
+    if slices.is_empty() {
+        return Ok(vec![Together { engines: engines.to_vec(), part: 1.0, amount }]);
+    }
+    let (mut parts, stranded) = mig(&slices, MIG_ALPHA);
+    parts.push(stranded);
+    let mut amounts = split_or_last(amount, &parts.iter().map(|&part| weight(part)).collect::<Vec<_>>())?;
+    let left = amounts.pop().unwrap_or(Money::ZERO);
+    books.add(Key::line(Line::Stranded, Context { team: owner.cloned(), ..Context::default() }), left, false);
+    // An engine without a slice on a sliced GPU cannot have run; its requests stay unallocated.
+    let sliced = engines.iter().copied().filter(|engine| engine.slice.is_some());
+    Ok(sliced
+        .zip(parts)
+        .zip(amounts)
+        .map(|((engine, part), amount)| Together { engines: vec![engine], part, amount })
+        .collect())
+}
+
 enum IdleKind {
     /// Reserved GPUs on which no engine is known.
     WithoutEngine,
-    Warm(Context),
+    Warm(Box<Context>),
     Other,
 }
 
 impl IdleKind {
     fn of(fact: &CapacityFact, engines: &[&Engine]) -> IdleKind {
         if let Some(context) = engines.iter().find_map(|engine| engine.kept_warm_for.clone()) {
-            return IdleKind::Warm(context);
+            return IdleKind::Warm(Box::new(context));
         }
         let reserved = matches!(fact.purchase, PurchaseOption::Reserved | PurchaseOption::Owned);
         if engines.is_empty() && reserved { IdleKind::WithoutEngine } else { IdleKind::Other }
@@ -207,7 +246,7 @@ struct Used<'a> {
 }
 
 impl<'a> Used<'a> {
-    fn of(fact: &CapacityFact, span: Period, engines: &[&Engine], served: &[&'a Served], method: Method) -> Used<'a> {
+    fn of(fact: &CapacityFact, span: Period, engines: &[&Engine], served: &[&'a Served], policy: &Policy) -> Used<'a> {
         let span_s = span.micros() as f64 * 1e-6;
         let mut used = Used {
             requests: Vec::new(),
@@ -221,7 +260,7 @@ impl<'a> Used<'a> {
         let mut swept = Vec::with_capacity(engines.len());
         for engine in engines {
             let own: Vec<&Served> = served.iter().copied().filter(|one| one.engine == engine.name).collect();
-            let (parts, busy) = sweep(engine, &own, span, method);
+            let Swept { parts, busy } = sweep(engine, &own, span, policy.method);
             stretches.push(busy);
             swept.push(parts);
         }
@@ -230,9 +269,14 @@ impl<'a> Used<'a> {
         for (place, parts) in swept.into_iter().enumerate() {
             let all: f64 = parts.iter().map(|(_, seconds, waste)| seconds + waste).sum();
             let scale = if all > 0.0 { granted[place] / all } else { 0.0 };
-            for (one, seconds, waste) in parts {
-                used.requests.push((one, place, seconds * scale));
-                used.waste_s[place] += waste * scale;
+            let waste: f64 = parts.iter().map(|(_, _, waste)| waste * scale).sum();
+            let useful = all * scale - waste;
+            let spread = if policy.waste == WasteRule::Spread && useful > 0.0 { 1.0 + waste / useful } else { 1.0 };
+            for (one, seconds, _) in parts {
+                used.requests.push((one, place, seconds * scale * spread));
+            }
+            if spread == 1.0 {
+                used.waste_s[place] = waste;
             }
         }
         used.busy_s = granted.iter().sum::<f64>().min(span_s);
@@ -303,26 +347,30 @@ impl<'a> Used<'a> {
     }
 }
 
-/// Seconds and wasted seconds of each request within `span` on one engine, and the engine's busy stretches.
-fn sweep<'a>(
-    engine: &Engine,
-    served: &[&'a Served],
-    span: Period,
-    method: Method,
-) -> (Vec<(&'a Served, f64, f64)>, Vec<(f64, f64)>) {
+/// What one engine did within a span.
+#[derive(Default)]
+struct Swept<'a> {
+    /// Each request with its seconds (or what its method counts) and its wasted seconds.
+    parts: Vec<(&'a Served, f64, f64)>,
+    /// The engine's busy stretches in seconds from the span's start.
+    busy: Vec<(f64, f64)>,
+}
+
+/// Runs one engine's requests through the sweep and keeps what falls within `span`.
+fn sweep<'a>(engine: &Engine, served: &[&'a Served], span: Period, method: Method) -> Swept<'a> {
     let mut order: Vec<(EngineTimeline, &Served)> = served
         .iter()
         .map(|one| (one.timeline.ordered(), *one))
         .filter(|(timeline, _)| timeline.scheduled < span.end && span.start < timeline.last_token)
         .collect();
     order.sort_by_key(|(timeline, one)| (timeline.scheduled, one.attempt));
-    let Some(base) = order.first().map(|(timeline, _)| timeline.scheduled) else { return (Vec::new(), Vec::new()) };
+    let Some(base) = order.first().map(|(timeline, _)| timeline.scheduled) else { return Swept::default() };
 
     let mut seconds = vec![(0.0, 0.0); order.len()];
     let mut within = false;
     let constants = if method == Method::EqualTime { engine.constants.overhead_only() } else { engine.constants };
     let mut running = Sweep::new(constants, engine.limits, base);
-    let mut emit = |seconds: &mut Vec<(f64, f64)>, within: bool, part: Part| {
+    let emit = |seconds: &mut Vec<(f64, f64)>, within: bool, part: Part| {
         if let Some(sum) = usize::try_from(part.tag).ok().and_then(|tag| seconds.get_mut(tag)).filter(|_| within) {
             sum.0 += part.share.total_s();
             sum.1 += part.waste_s;
@@ -355,7 +403,7 @@ fn sweep<'a>(
             Method::WeightedTokens => (*one, tokens_within(timeline, span, 2.0), 0.0),
         })
         .collect();
-    (parts, busy)
+    Swept { parts, busy }
 }
 
 /// Tokens of a request within a span, its phases taken as even, an output token counting `output_weight`.

@@ -45,6 +45,7 @@ fn engine(name: &str, replica: &str) -> Engine {
         model: Some("llama".into()),
         constants: Replica::unfitted(ModelShape::LLAMA_3_1_8B.into(), GpuSheet::H100, 1),
         limits: Limits::default(),
+        slice: None,
         ready_at: None,
         kept_warm_for: None,
         unobserved_s: None,
@@ -55,7 +56,7 @@ fn served(number: u16, engine: &str, from: f64, prefill: f64, decode: f64, token
     let request = RequestId::new(at(from), [u8::try_from(number % 251).unwrap(); 10]);
     Served {
         attempt: AttemptId { request, number },
-        context: team(if number % 2 == 0 { "search" } else { "support" }),
+        context: team(if number.is_multiple_of(2) { "search" } else { "support" }),
         engine: engine.into(),
         timeline: EngineTimeline {
             arrived: at(from),
@@ -121,7 +122,9 @@ fn a_minute_by_hand() {
     let idle = postings.iter().find(|posting| posting.line == Line::IdleReserved).unwrap();
     assert_eq!(idle.context, team("platform"));
     assert!(
-        postings.iter().all(|posting| &*posting.policy == "roofline/1 headroom=line" && posting.tier == Some(Tier::B))
+        postings
+            .iter()
+            .all(|posting| &*posting.policy == "roofline/1 headroom=line waste=line" && posting.tier == Some(Tier::B))
     );
 }
 
@@ -186,6 +189,34 @@ fn co_located_engines_share_the_moments_in_which_both_are_busy() {
 }
 
 #[test]
+fn slices_have_their_own_cost_and_the_rest_is_stranded() {
+    let mut case = two_requests();
+    case.engines[0].slice = MigSlice::of_profile("3g.40gb", 10);
+    case.engines.push(Engine { slice: MigSlice::of_profile("2g.20gb", 10), ..engine("e1", "r0") });
+    let postings = case.run(&Policy::default());
+    assert_eq!(imbalances([case.origin()], &postings), Vec::new());
+    let cost = case.cost().pico() as f64;
+    let part = |line| by_line(&postings, line).pico() as f64 / cost;
+    assert!((part(Line::Stranded) - (1.0 - 0.5 * (5.0 / 7.0 + 6.0 / 8.0))).abs() < 1e-9);
+    // A third of the minute on three sevenths of the compute and half of the memory.
+    assert!((part(Line::Request) - 0.5 * (3.0 / 7.0 + 0.5) / 3.0).abs() < 1e-9);
+}
+
+#[test]
+fn waste_is_a_line_or_spread_and_never_hidden() {
+    let mut case = two_requests();
+    case.engines[0].limits.kv_tokens = Some(5_300.0);
+    let lines = case.run(&Policy::default());
+    let waste = by_line(&lines, Line::Waste);
+    assert!(waste > Money::ZERO);
+    let spread = case.run(&Policy { waste: WasteRule::Spread, ..Policy::default() });
+    assert_eq!(imbalances([case.origin()], &spread), Vec::new());
+    assert_eq!(by_line(&spread, Line::Waste), Money::ZERO);
+    let moved = by_line(&spread, Line::Request).pico() - by_line(&lines, Line::Request).pico();
+    assert!((moved - waste.pico()).abs() <= 2);
+}
+
+#[test]
 fn traffic_that_bypassed_the_gateway_is_a_line() {
     let mut case = two_requests();
     case.engines[0].unobserved_s = Some(20.0);
@@ -236,7 +267,7 @@ fn any_case() -> impl Strategy<Value = Case> {
                 limits: Limits { kv_tokens, ..Limits::default() },
                 ..engine("e0", "r0")
             },
-            Engine { unobserved_s, ..engine("e1", "r0") },
+            Engine { unobserved_s, slice: warm.then_some(MigSlice { compute: 2, memory: 3 }), ..engine("e1", "r0") },
             Engine { kept_warm_for: warm.then(|| team("objective")), ..engine("e2", "r1") },
         ];
         let served = requests
@@ -259,8 +290,11 @@ fn any_case() -> impl Strategy<Value = Case> {
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
-    (0usize..4, 0usize..3)
-        .prop_map(|(method, headroom)| Policy { method: Method::ALL[method], headroom: HeadroomRule::ALL[headroom] })
+    (0usize..4, 0usize..3, 0usize..2).prop_map(|(method, headroom, waste)| Policy {
+        method: Method::ALL[method],
+        headroom: HeadroomRule::ALL[headroom],
+        waste: WasteRule::ALL[waste],
+    })
 }
 
 proptest! {

@@ -115,9 +115,24 @@ fn lumpy(dice: &mut Dice) -> Vec<Work> {
         .collect()
 }
 
+/// Six requests around the ridge of the roofline: one chunk decides on which side the step lies.
+fn ridge(dice: &mut Dice) -> Vec<Work> {
+    (0..6)
+        .map(|_| {
+            if dice.unit() < 0.7 {
+                Work { new_tokens: 1, cached_tokens: dice.between(1_000, 30_000) }
+            } else {
+                Work { new_tokens: dice.between(64, 512), cached_tokens: dice.between(0, 4_000) }
+            }
+        })
+        .collect()
+}
+
 #[test]
 fn misallocation_against_exact_shapley() {
-    for (name, [flat, diagonal, smoothed]) in [("mild", study(60, mild)), ("lumpy", study(60, lumpy))] {
+    for (name, [flat, diagonal, smoothed]) in
+        [("mild", study(60, mild)), ("lumpy", study(60, lumpy)), ("ridge", study(60, ridge))]
+    {
         println!("{name}: flat {flat:.4?} diagonal {diagonal:.4?} smoothed {smoothed:.4?}");
         assert!(diagonal.mean <= 0.03, "{name}: {diagonal:?}");
         assert!(smoothed.mean <= 0.01 && smoothed.worst <= 0.03, "{name}: {smoothed:?}");

@@ -20,7 +20,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
-use super::replica::Replica;
+use super::replica::{Experts, Fixed, Replica};
 use super::share::{Share, memory_bound_fraction};
 use crate::step::Work;
 use crate::time::Timestamp;
@@ -45,6 +45,24 @@ pub struct EngineTimeline {
 }
 
 impl EngineTimeline {
+    /// What can be said of a request that was only seen from outside, by a gateway that knows when it sent it and when the
+    /// tokens came: its prefill took as long as the model predicts for it alone, at the most since it was sent. What lies
+    /// before is waiting. A guess, and to be marked as one.
+    #[must_use]
+    pub fn seen_from_outside(
+        replica: &Replica,
+        sent: Timestamp,
+        first_token: Timestamp,
+        last_token: Timestamp,
+        (input_tokens, cached_tokens, output_tokens): (u32, u32, u32),
+    ) -> EngineTimeline {
+        let work = Work { new_tokens: input_tokens.saturating_sub(cached_tokens).max(1), cached_tokens };
+        let predicted_us = whole_micros(replica.step_s(&[work]));
+        let scheduled = first_token.plus_micros(-predicted_us).max(sent);
+        EngineTimeline { arrived: sent, scheduled, first_token, last_token, input_tokens, cached_tokens, output_tokens }
+            .ordered()
+    }
+
     /// The same timeline with its moments in order: a clock that ran backwards gives a phase of no length.
     #[must_use]
     pub fn ordered(mut self) -> EngineTimeline {
@@ -150,6 +168,8 @@ struct Slot {
     rate: f64,
     since: Integrals,
     since_s: f64,
+    /// Seconds of the phase in which it computes its input.
+    computing_s: f64,
     /// Context when preempted.
     held: f64,
     part: Part,
@@ -182,16 +202,22 @@ struct Totals {
 const NONE: u32 = u32::MAX;
 /// Longest stretch that is taken at its middle, in seconds.
 const STRETCH_S: f64 = 5.0;
+/// Sums are made anew at the latest after this long, in seconds.
+const AFRESH_S: f64 = 3_600.0;
 /// A phase shorter than this is no measurement; it is taken as this long so that rates stay finite.
 const PHASE_S_MIN: f64 = 1e-6;
 
 /// The sweep over one replica's requests.
 #[derive(Debug, Clone)]
 pub struct Sweep {
-    replica: Replica,
+    /// `alpha`, `beta`, `gamma`: compute of a new token, of a pair of tokens, reading one cached token.
     alpha: f64,
     beta: f64,
     gamma: f64,
+    /// The fixed terms of a step, without experts.
+    fixed: Fixed,
+    /// The experts and the seconds of reading all of them.
+    experts: Option<(Experts, f64)>,
     limits: Limits,
     base: Timestamp,
     now_us: i64,
@@ -222,7 +248,8 @@ impl Sweep {
             alpha: one.compute_s - beta / 2.0,
             beta,
             gamma: seen.memory_s,
-            replica,
+            fixed: replica.fixed(0.0),
+            experts: replica.model.experts.map(|experts| (experts, replica.fixed(f64::INFINITY).experts_s)),
             limits,
             base,
             now_us: 0,
@@ -252,6 +279,9 @@ impl Sweep {
     pub fn push(&mut self, tag: u64, timeline: &EngineTimeline, emit: &mut impl FnMut(Part)) {
         let timeline = timeline.ordered();
         self.advance(timeline.scheduled, emit);
+        if self.now_s > AFRESH_S {
+            self.begin_afresh();
+        }
         let start_s = self.now_s;
         let length_s = self.seconds(timeline.first_token).max(start_s + PHASE_S_MIN) - start_s;
         let computed = f64::from(timeline.input_tokens - timeline.cached_tokens).max(1.0);
@@ -265,6 +295,7 @@ impl Sweep {
             rate,
             since: self.integrals,
             since_s: start_s,
+            computing_s: length_s,
             held: 0.0,
             part: Part { tag, ..Part::default() },
             previous: NONE,
@@ -283,8 +314,8 @@ impl Sweep {
                 u32::try_from(self.slots.len() - 1).expect("fewer than four billion requests run at once")
             }
         };
-        let slot = self.slots[at as usize];
-        self.totals.add(&slot, 1.0, length_s);
+        let slot = &self.slots[at as usize];
+        self.totals.add(slot, 1.0);
         let first_us = self.micros(timeline.first_token).max(self.now_us + 1);
         self.events.push(Reverse((first_us, at, slot.epoch)));
     }
@@ -313,20 +344,51 @@ impl Sweep {
     /// Emits what every active request owes up to `at`, as at the end of a settled interval. They go on.
     pub fn cut(&mut self, at: Timestamp, emit: &mut impl FnMut(Part)) {
         self.advance(at, emit);
-        let mut totals = Totals::default();
-        let gone: std::collections::BTreeSet<u32> = self.free.iter().copied().collect();
-        for index in 0..self.slots.len() {
-            if gone.contains(&u32::try_from(index).unwrap_or(NONE)) {
-                continue;
-            }
-            self.settle(index);
+        self.begin_afresh();
+        for index in self.held() {
             let slot = &mut self.slots[index];
-            let part = std::mem::replace(&mut slot.part, Part { tag: slot.tag, ..Part::default() });
-            emit(part);
-            // Sums made afresh: what rounding left behind in an hour of adding and taking away goes with the hour.
-            totals.add(slot, 1.0, slot.prefill_length_s());
+            emit(std::mem::replace(&mut slot.part, Part { tag: slot.tag, ..Part::default() }));
+        }
+    }
+
+    /// Settles every active request, makes the sums anew and moves the base to now. What rounding left behind in an hour
+    /// of adding and taking away goes with the hour, and integrals over `t` never grow large against what is taken
+    /// from them. A recording keeps its base, because its stretches count from there.
+    fn begin_afresh(&mut self) {
+        let held = self.held();
+        for &index in &held {
+            self.settle(index);
+        }
+        if self.segments.is_none() {
+            let (by_us, by_s) = (self.now_us, self.now_s);
+            self.base = self.base.plus_micros(by_us);
+            (self.now_us, self.now_s) = (0, 0.0);
+            self.integrals = Integrals::default();
+            for &index in &held {
+                let slot = &mut self.slots[index];
+                slot.a += slot.b * by_s;
+                slot.since = Integrals::default();
+                slot.since_s = 0.0;
+            }
+            let events = std::mem::take(&mut self.events).into_vec();
+            self.events =
+                events.into_iter().map(|Reverse((at, slot, epoch))| Reverse((at - by_us, slot, epoch))).collect();
+        }
+        let mut totals = Totals::default();
+        for &index in &held {
+            let slot = &self.slots[index];
+            totals.add(slot, 1.0);
         }
         self.totals = totals;
+    }
+
+    /// The slots in use.
+    fn held(&self) -> Vec<usize> {
+        let mut used = vec![true; self.slots.len()];
+        for &at in &self.free {
+            used[at as usize] = false;
+        }
+        (0..used.len()).filter(|&index| used[index]).collect()
     }
 
     /// Runs to the end of the last request and emits the rest.
@@ -410,11 +472,7 @@ impl Sweep {
             self.release(at, emit);
             return;
         }
-        let context = f64::from(timeline.input_tokens);
-        let length_s =
-            self.seconds(timeline.last_token) - self.seconds(timeline.first_token).min(self.now_s - PHASE_S_MIN);
-        self.slots[at as usize].rate = f64::from(timeline.output_tokens - 1) / length_s;
-        self.join_decode(at, context);
+        self.join_decode(at, f64::from(timeline.input_tokens));
     }
 
     /// Puts a request into the batch as decoding, with `context` tokens in the cache now.
@@ -430,14 +488,14 @@ impl Sweep {
         let event = Reverse((slot.timeline.last_token.micros() - self.base.micros(), at, slot.epoch));
         slot.since = self.integrals;
         slot.since_s = now_s;
-        self.totals.add(&self.slots[at as usize], 1.0, 0.0);
+        self.totals.add(&self.slots[at as usize], 1.0);
         self.events.push(event);
         self.link(at);
     }
 
     fn leave(&mut self, index: usize) {
         let slot = &self.slots[index];
-        self.totals.add(slot, -1.0, slot.prefill_length_s());
+        self.totals.add(slot, -1.0);
         if self.totals.decoding + self.totals.prefilling < 0.5 {
             self.totals = Totals::default();
         }
@@ -544,15 +602,15 @@ impl Sweep {
         let left_us = slot.timeline.last_token.micros() - self.base.micros() - now.1;
         let length_us = whole_micros(predicted_s).clamp(1, left_us.max(1));
         slot.phase = Phase::Recompute;
-        slot.rate = held / (length_us as f64 * 1e-6);
+        slot.computing_s = length_us as f64 * 1e-6;
+        slot.rate = held / slot.computing_s;
         slot.b = slot.rate;
         slot.a = -slot.rate * now.0;
         slot.since = self.integrals;
         slot.since_s = now.0;
         slot.epoch = slot.epoch.wrapping_add(1);
         let event = Reverse((now.1 + length_us, at, slot.epoch));
-        let slot = self.slots[at as usize];
-        self.totals.add(&slot, 1.0, slot.prefill_length_s());
+        self.totals.add(&self.slots[at as usize], 1.0);
         self.events.push(event);
     }
 
@@ -566,7 +624,6 @@ impl Sweep {
             slot.part.preempted_s += now_s - from_s;
             return;
         }
-        let fixed = self.replica.fixed(0.0);
         let heads = now.heads - since.heads;
         let memory = slot.a * (now.memory - since.memory) + slot.b * (now.memory_t - since.memory_t);
         let (compute, expert) = match slot.phase {
@@ -584,8 +641,8 @@ impl Sweep {
             }
         };
         let share = Share {
-            overhead_s: fixed.overhead_s * heads,
-            weights_s: fixed.weights_s * heads + expert,
+            overhead_s: self.fixed.overhead_s * heads,
+            weights_s: self.fixed.weights_s * heads + expert,
             memory_s: self.gamma * memory,
             compute_s: compute,
         };
@@ -649,8 +706,12 @@ impl Sweep {
             return;
         }
         self.busy_s += dt;
-        let tokens_per_step = totals.decoding + totals.prefill_rate / steps_per_s.max(f64::MIN_POSITIVE);
-        let fixed = self.replica.fixed(tokens_per_step);
+        let mut fixed = self.fixed;
+        let mut tokens_per_step = 1.0;
+        if let Some((experts, all_s)) = self.experts {
+            tokens_per_step = totals.decoding + totals.prefill_rate / steps_per_s.max(f64::MIN_POSITIVE);
+            fixed.experts_s = all_s * experts.touched(tokens_per_step);
+        }
         let compute = steps_per_s * (self.alpha * totals.decoding + self.beta * decode_context) + prefill_compute;
         let memory = steps_per_s * self.gamma * (decode_context + prefill_context);
         let read_once = steps_per_s * fixed.read_once_s();
@@ -674,20 +735,9 @@ impl Sweep {
     }
 }
 
-impl Slot {
-    /// Length of the phase in which it computes its input, from the rate at which it does.
-    fn prefill_length_s(&self) -> f64 {
-        match self.phase {
-            Phase::Prefill => f64::from(self.timeline.input_tokens - self.timeline.cached_tokens).max(1.0) / self.rate,
-            Phase::Recompute => self.held / self.rate,
-            Phase::Decode | Phase::Preempted => 0.0,
-        }
-    }
-}
-
 impl Totals {
     /// Adds (`sign` 1) or takes away (`sign` -1) what one request brings to the batch in its present phase.
-    fn add(&mut self, slot: &Slot, sign: f64, length_s: f64) {
+    fn add(&mut self, slot: &Slot, sign: f64) {
         match slot.phase {
             Phase::Decode => {
                 self.decoding += sign;
@@ -702,7 +752,7 @@ impl Totals {
                 self.prefill_rate += sign * slot.rate;
                 self.prefill_ra += sign * slot.rate * slot.a;
                 self.prefill_rb += sign * slot.rate * slot.b;
-                self.prefill_turns += sign / length_s.max(PHASE_S_MIN);
+                self.prefill_turns += sign / slot.computing_s.max(PHASE_S_MIN);
                 let held = if slot.phase == Phase::Prefill { f64::from(slot.timeline.input_tokens) } else { slot.held };
                 self.reserved += sign * held;
             }

@@ -157,6 +157,33 @@ fn a_full_cache_makes_the_youngest_wait_and_pay_no_busy_time_for_it() {
     assert!((all - sweep.busy_s()).abs() < 1e-9);
 }
 
+#[test]
+fn a_month_later_the_same_requests_pay_the_same() {
+    let timelines = [request(0.0, 0.5, 6.0, 3_000, 400), request(0.2, 0.6, 3.0, 500, 200)];
+    let (once, _) = swept(Sweep::new(replica(), Limits::default(), at(0.0)), &timelines, &[]);
+    let month_us = 30 * 86_400 * 1_000_000;
+    let later = timelines.map(|x| EngineTimeline {
+        arrived: x.arrived.plus_micros(month_us),
+        scheduled: x.scheduled.plus_micros(month_us),
+        first_token: x.first_token.plus_micros(month_us),
+        last_token: x.last_token.plus_micros(month_us),
+        ..x
+    });
+    let (again, _) = swept(Sweep::new(replica(), Limits::default(), at(0.0)), &later, &[]);
+    for (a, b) in once.iter().zip(&again) {
+        assert!((a.share.total_s() - b.share.total_s()).abs() < 1e-6, "{a:?} {b:?}");
+    }
+}
+
+#[test]
+fn from_outside_the_time_before_the_prefill_is_waiting() {
+    let (sent, first, last) = (at(10.0), at(14.0), at(20.0));
+    let seen = EngineTimeline::seen_from_outside(&replica(), sent, first, last, (2_000, 500, 100));
+    assert!(seen.scheduled > at(13.9) && seen.scheduled < first && seen.arrived == sent);
+    let hurried = EngineTimeline::seen_from_outside(&replica(), at(13.999), first, last, (200_000, 0, 100));
+    assert_eq!(hurried.scheduled, at(13.999));
+}
+
 fn any_timelines(most: usize) -> impl Strategy<Value = Vec<EngineTimeline>> {
     let one = (0.0f64..30.0, 0.0f64..2.0, 0.0f64..8.0, 1u32..8_000, 1u32..600, 0u32..4_000).prop_map(
         |(scheduled, prefill, decode, input, output, cached)| EngineTimeline {

@@ -180,14 +180,15 @@ fn one_attempt(text: &mut String, attempt: &Attempt) {
             let _ = writeln!(text, "  unpriced: {}; the amount is unknown", reason.name());
         }
         Charge::Priced { costs, rates } | Charge::Estimated { costs, rates, .. } => {
+            let share = match rates.contracted_millionths() {
+                1_000_000 => String::new(),
+                millionths => format!(" (x {} of list)", ledger::decimal::format_scaled(millionths.into(), 6, 1)),
+            };
             let quality = attempt.charge.reason().map_or(String::new(), |reason| format!(", estimated ({reason})"));
             let _ = writeln!(
                 text,
-                "  list {} USD, contracted {} USD ({} millionths of list), effective {} USD{quality}",
-                costs.list_cost,
-                costs.contracted_cost,
-                rates.contracted_millionths(),
-                costs.effective_cost
+                "  list {} USD, contracted {} USD{share}, effective {} USD{quality}",
+                costs.list_cost, costs.contracted_cost, costs.effective_cost
             );
             let _ = writeln!(text, "  price book {}\n  rates {}", printable(rates.book()), printable(rates.as_str()));
         }

@@ -57,24 +57,15 @@ pub fn text(report: &Report, unit: Option<Unit>) -> String {
         ("effective USD", Align::Right),
     ]);
     let mut table = Table::new(columns.chain(unit.map(|unit| (unit_heading(unit), Align::Right))));
-    let amounts = report.rows.iter().flat_map(|row| [row.sums.list_cost, row.sums.effective_cost]);
+    let amounts = report.rows.iter().flat_map(|row| [row.sums.list_cost, row.sums.effective_cost]).flatten();
     let places = render::places_for(amounts);
     for row in &report.rows {
-        let known = has_amount(row);
-        table.row(names(report, row).into_iter().chain(cells(&row.sums, row.tasks, unit, places, known)));
+        table.row(names(report, row).into_iter().chain(cells(&row.sums, row.tasks, unit, places)));
     }
     let mut total = vec![String::new(); report.by.len()];
     "total".clone_into(&mut total[0]);
-    table.total(total.into_iter().chain(cells(&report.total, report.tasks, unit, places, true)));
+    table.total(total.into_iter().chain(cells(&report.total, report.tasks, unit, places)));
     format!("{table}\n{}", notes(report))
-}
-
-/// A row whose attempts all lack an amount shows none: unknown is not zero.
-fn has_amount(row: &Row) -> bool {
-    let sums = &row.sums;
-    row.line != Line::Request.name()
-        || sums.attempts == 0
-        || sums.unpriced_attempts + sums.self_hosted_attempts < sums.attempts
 }
 
 fn names(report: &Report, row: &Row) -> Vec<String> {
@@ -98,8 +89,10 @@ pub fn line_label(line: &str) -> String {
     }
 }
 
-fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: u32, known: bool) -> Vec<String> {
-    let amount = |amount: Money| if known { render::dollars_to(amount, places) } else { "unknown".to_owned() };
+fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: u32) -> Vec<String> {
+    // A group whose attempts all lack an amount shows none: unknown is not zero.
+    let amount =
+        |amount: Option<Money>| amount.map_or("unknown".to_owned(), |amount| render::dollars_to(amount, places));
     let counts = [
         sums.requests,
         sums.attempts,
@@ -111,8 +104,7 @@ fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: u32, known: bool) 
     let mut cells: Vec<String> = counts.into_iter().map(render::count).collect();
     cells.extend([amount(sums.list_cost), amount(sums.effective_cost)]);
     if let Some(unit) = unit {
-        let cost = if known { unit_cost(sums, tasks, unit) } else { None };
-        cells.push(cost.map_or("–".to_owned(), render::dollars));
+        cells.push(unit_cost(sums, tasks, unit).map_or("–".to_owned(), render::dollars));
     }
     cells
 }
@@ -125,8 +117,9 @@ fn unit_cost(sums: &Sums, tasks: u64, unit: Unit) -> Option<Money> {
         Unit::MillionTokens => (1_000_000, sums.input_tokens.saturating_add(sums.output_tokens)),
     };
     let count = i128::from(count);
+    let cost = sums.effective_cost?;
     (count > 0).then(|| {
-        let whole = sums.effective_cost.pico().saturating_mul(scale);
+        let whole = cost.pico().saturating_mul(scale);
         Money::from_pico((2 * whole + count).div_euclid(2 * count))
     })
 }
@@ -184,7 +177,7 @@ mod tests {
     use super::*;
 
     fn sample() -> Report {
-        let row = |key: Option<&str>, line: Line, cost: &str, unpriced: u64| Row {
+        let row = |key: Option<&str>, line: Line, cost: Option<&str>, unpriced: u64| Row {
             key: vec![key.map(str::to_owned)],
             line: line.name().to_owned(),
             sums: Sums {
@@ -192,21 +185,21 @@ mod tests {
                 attempts: 4,
                 input_tokens: 500_000,
                 unpriced_attempts: unpriced,
-                effective_cost: cost.parse().unwrap(),
+                effective_cost: cost.map(|cost| cost.parse().unwrap()),
                 ..Sums::default()
             },
             tasks: 2,
         };
         let rows = vec![
-            row(Some("search"), Line::Request, "1.5", 0),
-            row(None, Line::Request, "0", 4),
-            row(None, Line::Unallocated, "2.25", 0),
+            row(Some("search"), Line::Request, Some("1.5"), 0),
+            row(None, Line::Request, None, 4),
+            row(None, Line::Unallocated, Some("2.25"), 0),
         ];
         Report {
             by: vec!["team"],
             total: Sums {
                 requests: 8,
-                effective_cost: "3.75".parse().unwrap(),
+                effective_cost: Some("3.75".parse().unwrap()),
                 unpriced_attempts: 4,
                 ..Sums::default()
             },
@@ -234,7 +227,7 @@ mod tests {
 
     #[test]
     fn unit_costs_are_rounded_once() {
-        let sums = Sums { requests: 3, effective_cost: Money::from_pico(10), ..Sums::default() };
+        let sums = Sums { requests: 3, effective_cost: Some(Money::from_pico(10)), ..Sums::default() };
         assert_eq!(unit_cost(&sums, 0, Unit::Request), Some(Money::from_pico(3)));
         assert_eq!(unit_cost(&sums, 4, Unit::Task), Some(Money::from_pico(3)));
         assert_eq!(unit_cost(&sums, 0, Unit::Task), None);

@@ -65,7 +65,7 @@ pub fn text(found: &Verification) -> String {
     line("damaged frames", n(found.damaged_frames));
     line("gaps", format!("{} ({} records lost)", n(found.gaps), n(found.lost)));
     for example in &found.examples {
-        let (kind, subject) = (render::printable(&example.kind.to_string()), render::printable(&example.subject));
+        let (kind, subject) = (render::printable(example.kind), render::printable(&example.subject));
         line(&format!("! {kind}"), format!("{subject}: {}", render::printable(&example.detail)));
     }
     text

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use gateway::keys::KeyRecord;
 use gateway::{ModelRoute, RouteTarget};
-use ledger::{Clock, ContextField, PurchaseOption};
+use ledger::{Clock, ContextField, Period};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -27,7 +27,7 @@ use crate::config::{Config, Loaded, PoolSection, UpstreamSection};
 use crate::governance::{put_key, random};
 use crate::wiring::{Server, SettleNow, Shutdown};
 use crate::{books, render};
-use engines::{Engines, POOLS};
+use engines::Engines;
 use outcome::Outcome;
 use workload::CONSUMERS;
 
@@ -108,14 +108,15 @@ fn configuration(engines: &Engines) -> anyhow::Result<Config> {
             deployment: upstream.deployment.map(str::to_owned),
         });
     }
-    for pool in POOLS {
+    let now = clock::now();
+    for pool in engines::capacity(Period { start: now, end: now }, now) {
         config.pool.push(PoolSection {
-            name: pool.name.to_owned(),
-            owner: Some(pool.owner.to_owned()),
-            gpu: pool.gpu.to_owned(),
+            name: pool.pool.to_string(),
+            owner: pool.owner.as_deref().map(str::to_owned),
+            gpu: pool.gpu.to_string(),
             gpus: pool.gpus,
-            usd_per_gpu_hour: pool.usd_per_gpu_hour.parse().context("the pool's rate")?,
-            purchase: PurchaseOption::OnDemand,
+            usd_per_gpu_hour: pool.rate,
+            purchase: pool.purchase,
         });
     }
     Ok(config)

@@ -21,7 +21,10 @@ fn a_broken_configuration_is_one_clear_line_with_its_place() {
         ),
         ("[[pool]]\nnam = \"a\"\n".to_owned(), ":2: unknown key `pool.nam`; did you mean `name`?"),
         ("[[discount]]\nprovidr = \"a\"\n".to_owned(), "providr"),
-        ("[[price]]\nprovider = \"a\"\nmodel = \"b\"\ninptu = \"2.00\"\n".to_owned(), "unknown key `price.inptu`; did you mean `input`?"),
+        (
+            "[[price]]\nprovider = \"a\"\nmodel = \"b\"\ninptu = \"2.00\"\n".to_owned(),
+            "unknown key `price.inptu`; did you mean `input`?",
+        ),
         ("[gateway]\nbody_bytes_max = \"64 MB\"\n".to_owned(), ":2: gateway.body_bytes_max: "),
         ("[gateway]\nlisten = \"localhost\"\n".to_owned(), "write it like `listen = \"127.0.0.1:4000\"`"),
         ("[ledger]\ndurability = \"disk\"\n".to_owned(), ":2: ledger.durability: unknown variant `disk`"),

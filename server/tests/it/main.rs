@@ -1,5 +1,7 @@
 //! Drives the real binary: what a user types, what comes out, and what is in the ledger afterwards.
 
+#![expect(clippy::unwrap_used, reason = "the helpers belong to tests: where they fail, the test fails")]
+
 mod api;
 mod check;
 mod demo;

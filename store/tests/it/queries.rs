@@ -123,8 +123,8 @@ async fn verify_finds_what_is_wrong() {
     let found = store.verify(&|_| {}).await.unwrap();
     assert_eq!((found.balanced, found.mispriced, found.imbalances, found.duplicates), (false, 1, 1, 0), "{found:#?}");
 
-    let day = std::fs::read_dir(dir.path().join("attempts")).unwrap().map(|entry| entry.unwrap().path());
-    let day = day.filter(|path| path.to_string_lossy().contains("day=")).next().unwrap();
+    let mut day = std::fs::read_dir(dir.path().join("attempts")).unwrap().map(|entry| entry.unwrap().path());
+    let day = day.find(|path| path.to_string_lossy().contains("day=")).unwrap();
     let file = std::fs::read_dir(day).unwrap().next().unwrap().unwrap().path();
     std::fs::rename(&file, dir.path().join("taken.parquet")).unwrap();
     let found = store.verify(&|_| {}).await.unwrap();
