@@ -17,7 +17,8 @@ use ledger::allocate::pool::{Demand, Engine, Facts, Served, allocate};
 use ledger::allocate::quality::{EngineSample, compare, decode_observations};
 use ledger::allocate::replica::Replica;
 use ledger::allocate::shape::Model;
-use ledger::allocate::timeline::{EngineTimeline, Limits, Part, Sweep};
+use ledger::allocate::sweep::{Part, Sweep};
+use ledger::allocate::timeline::{EngineTimeline, Limits};
 use ledger::closure::imbalances;
 use ledger::step::GpuSheet;
 use ledger::{

@@ -4,6 +4,7 @@
 //! Facts ([`Attempt`], [`CapacityFact`], …) are never changed; they become [`Posting`]s through prices
 //! ([`price`]) or allocation, and the postings of an origin always add up to the origin ([`closure`]).
 
+pub mod allocate;
 pub mod attempt;
 pub mod capacity;
 pub mod charge;

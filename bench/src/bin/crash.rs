@@ -362,7 +362,9 @@ fn take_the_disk(
         report.findings(&format!("{policy}, before and after"), &outside);
     } else {
         report.findings(policy, &findings);
-        report.check(format!("{policy}: refused requests did not reach the upstream"), asked, asked == findings.ended);
+        report.none(format!("{policy}: answers begun and cut, not in the ledger"), findings.head_missing);
+        let reached = asked == findings.ended + full.other;
+        report.check(format!("{policy}: refused requests did not reach the upstream"), asked, reached);
         report.state(format!("{policy}: gaps"), gaps.len());
     }
     complaints(policy, &notebook, report);

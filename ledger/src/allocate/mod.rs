@@ -1,12 +1,13 @@
 //! From a GPU pool's bill to single requests: who pays for which part of a step, a second, an interval.
 //!
-//! [`share`] divides one step. By what is known, [`steps`] (tier A), [`timeline`] (tier B) and [`counters`] (tier C) turn
+//! [`share`] divides one step. By what is known, [`steps`] (tier A), [`sweep`] over [`timeline`]s (tier B) and [`counters`] (tier C) turn
 //! that into seconds for each request; [`colocated`] divides a GPU among engines, [`idle`] names what nobody used, and
 //! [`pool`] makes postings of it all that add up to the pool's cost. The constants come from [`fit`], the model's
 //! dimensions from [`shape`], the rules from [`policy`], and [`quality`] says how far to believe it.
 //!
 //! The model decides shares, never totals: a bad model moves money between requests, it cannot create or lose any.
 
+mod books;
 pub mod colocated;
 pub mod counters;
 pub mod fit;
@@ -20,4 +21,5 @@ pub mod replica;
 pub mod shape;
 pub mod share;
 pub mod steps;
+pub mod sweep;
 pub mod timeline;

@@ -3,8 +3,10 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::allocate::policy::HeadroomRule;
 use crate::closure::imbalances;
-use crate::id::RequestId;
+use crate::id::{PostingId, RequestId};
+use crate::posting::{Origin, Tier};
 use crate::step::{GpuSheet, ModelShape};
 
 fn at(seconds: f64) -> Timestamp {

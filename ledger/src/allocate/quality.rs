@@ -2,7 +2,8 @@
 
 use super::fit::{Load, Observed};
 use super::replica::Replica;
-use super::timeline::{EngineTimeline, Segment};
+use super::sweep::Segment;
+use super::timeline::EngineTimeline;
 use crate::step::Work;
 
 /// What an engine reported of itself at one moment. What it did not report is `None`, never zero.
