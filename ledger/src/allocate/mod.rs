@@ -23,3 +23,6 @@ pub mod share;
 pub mod steps;
 pub mod sweep;
 pub mod timeline;
+
+#[cfg(test)]
+mod tiers_tests;

@@ -15,6 +15,10 @@
 //! is O(log n) an event for the heap that orders them and never a loop over the batch. Dividing by `W` makes the shares
 //! of every moment add up to that moment: a wrong model moves money between requests and cannot make any.
 //!
+//! `s` is the decoding requests' mean rate of tokens while nobody prefills. Prefills make steps long, so while somebody
+//! does, it is the number of steps that the prefills themselves take: full ones, or a single one for a short prompt.
+//! (Taking the decodes' mean there too would charge them for weights in steps that never ran.)
+//!
 //! Memory is bounded by what runs at once: requests come in the order in which they were scheduled and leave as parts.
 
 mod preempt;
@@ -534,10 +538,10 @@ impl Sweep {
         let prefill_context = (totals.prefill_a + totals.prefill_b * t).max(0.0);
         let prefill_compute =
             self.alpha * totals.prefill_rate + self.beta * (totals.prefill_ra + totals.prefill_rb * t).max(0.0);
-        let steps_per_s = if totals.decoding > 0.5 {
-            totals.decode_rate / totals.decoding
-        } else if heads > 0.5 {
+        let steps_per_s = if totals.prefilling > 0.5 {
             (totals.prefill_rate / self.limits.step_tokens_max).max(totals.prefill_turns / totals.prefilling)
+        } else if totals.decoding > 0.5 {
+            totals.decode_rate / totals.decoding
         } else {
             0.0
         };

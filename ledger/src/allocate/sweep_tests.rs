@@ -80,11 +80,12 @@ fn slowly(replica: &Replica, timelines: &[EngineTimeline]) -> Vec<f64> {
         if active.is_empty() {
             continue;
         }
-        let steps = if deciders.is_empty() {
+        let prefilling: Vec<usize> = active.iter().copied().filter(|&i| prefills(&timelines[i])).collect();
+        let steps = if !prefilling.is_empty() {
             let turns: f64 =
-                active.iter().map(|&i| 1.0 / (s(timelines[i].first_token) - s(timelines[i].scheduled))).sum();
-            let fed: f64 = active.iter().map(|&i| feed(&timelines[i])).sum();
-            (fed / 2_048.0).max(turns / active.len() as f64)
+                prefilling.iter().map(|&i| 1.0 / (s(timelines[i].first_token) - s(timelines[i].scheduled))).sum();
+            let fed: f64 = prefilling.iter().map(|&i| feed(&timelines[i])).sum();
+            (fed / 2_048.0).max(turns / prefilling.len() as f64)
         } else {
             deciders.iter().sum::<f64>() / deciders.len() as f64
         };
