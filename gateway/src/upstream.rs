@@ -48,12 +48,13 @@ impl Outbound {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(Duration::from_millis(connect_ms_max)));
         // Both sets of roots are trusted paths to the same providers: the machine's first, because a company may add its own.
-        let tls = HttpsConnectorBuilder::new();
-        let https = match tls.with_native_roots() {
+        let provider = rustls::crypto::ring::default_provider();
+        let https = match HttpsConnectorBuilder::new().with_provider_and_native_roots(provider.clone()) {
             Ok(tls) => tls,
             Err(error) => {
                 tracing::warn!(%error, "no root certificates on this machine; the built-in ones are used");
-                HttpsConnectorBuilder::new().with_webpki_roots()
+                let built_in = HttpsConnectorBuilder::new().with_provider_and_webpki_roots(provider);
+                built_in.expect("ring supports the default TLS versions")
             }
         };
         let connector = https.https_or_http().enable_all_versions().wrap_connector(tcp);

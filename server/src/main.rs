@@ -16,6 +16,7 @@ mod report;
 mod rows;
 mod wiring;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -27,8 +28,6 @@ use commands::App;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr();
-    // Object storage brings a second TLS provider into the build, so that one has to be chosen. Chosen already is fine.
-    let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
@@ -68,7 +67,8 @@ fn log_to_stderr() {
     let filter =
         EnvFilter::try_from_env("FARTHING_LOG").unwrap_or_else(|_| EnvFilter::new("warn,server=info,farthing=info"));
     // A second subscriber can only be a mistake of a test; logging is then as it was.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let colours = std::io::stderr().is_terminal();
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).try_init();
 }
 
 /// One line on standard error; nothing can be done when even that is closed.
