@@ -128,6 +128,11 @@ impl Live {
         self.failure.map_or(Ok(()), Err)
     }
 
+    /// Puts bytes that were taken out and not passed on in front again.
+    pub fn give_back(&mut self, bytes: Bytes) {
+        self.ready.push_front(bytes);
+    }
+
     /// Writes the finished record, once. What is ready afterwards is the end of the answer.
     pub fn finish(&mut self, end: End) {
         if !self.open.is_running() {

@@ -14,6 +14,8 @@ use crate::keys::KeyRecord;
 
 /// Every header of ours starts with this and none of them reaches an upstream.
 pub const PRIVATE_PREFIX: &str = "x-farthing-";
+/// What members of W3C baggage that are meant for us start with.
+pub const BAGGAGE_PREFIX: &str = "farthing.";
 /// Most tags of one request that are kept.
 pub const TAGS_MAX: usize = 16;
 
@@ -41,7 +43,7 @@ pub fn attribute(key: Option<&KeyRecord>, headers: &HeaderMap, body: BodySays<'_
     }
     for value in headers.get_all("baggage") {
         for (name, value) in members(&String::from_utf8_lossy(value.as_bytes())) {
-            let field = name.strip_prefix("farthing.").and_then(field);
+            let field = name.strip_prefix(BAGGAGE_PREFIX).and_then(field);
             if let Some(field) = field.filter(|&field| may_set(field)) {
                 set(&mut context, field, &unescape(value));
             }
@@ -110,7 +112,8 @@ pub fn label(text: &str) -> Option<Label> {
     while !text.is_char_boundary(end) {
         end -= 1;
     }
-    (end > 0).then(|| Label::from(&text[..end]))
+    // A label is shown in terminals and tables; what would move the cursor there is no part of a name.
+    (end > 0).then(|| text[..end].replace(char::is_control, " ").into())
 }
 
 /// Trace and span id of a W3C `traceparent`, when it is one.
@@ -209,8 +212,10 @@ mod tests {
             ("x-farthing-feature", long.as_bytes()),
             ("x-farthing-task", b"\xff\xfe"),
             ("x-farthing-session", b"  "),
+            ("baggage", b"farthing.customer=a%1b[31mb"),
         ]);
         let context = attribute(None, &sent, NOTHING);
+        assert_eq!(context.customer.as_deref(), Some("a [31mb"));
         assert_eq!(context.feature.map(|text| text.len()), Some(LABEL_BYTES_MAX));
         assert_eq!(context.task.as_deref(), Some("\u{fffd}\u{fffd}"));
         assert_eq!(context.session, None);

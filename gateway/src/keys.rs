@@ -297,6 +297,14 @@ pub fn looks_like_key(text: &str) -> bool {
     text.starts_with(KEY_PREFIX)
 }
 
+/// Whether a key of ours, of full length, stands anywhere in `bytes`: in a cookie, say, or behind a percent escape undone.
+#[must_use]
+pub(crate) fn contains_key(bytes: &[u8]) -> bool {
+    let digit = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let is_key = |at: usize| bytes.get(at..at + KEY_LENGTH).is_some_and(|key| key.iter().all(digit));
+    memchr::memmem::find_iter(bytes, KEY_PREFIX).any(is_key)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -106,9 +106,10 @@ pub(crate) enum ModelPlace {
 pub fn inspect(method: &Method, path_and_query: &str, content_type: Option<&str>, body: &[u8]) -> Inspected {
     let path = plain_path(path_and_query);
     let mut request = classify(method, &path);
-    let content_type = content_type.unwrap_or_default().to_ascii_lowercase();
+    let content_type_as_sent = content_type.unwrap_or_default();
+    let content_type = content_type_as_sent.to_ascii_lowercase();
     if content_type.starts_with("multipart/") {
-        inspect_form(body, &mut request);
+        request.malformed = inspect_form(content_type_as_sent, body, &mut request).err();
         return request;
     }
     let body_expected = *method == Method::POST && request.operation != Operation::Other && !request.stored;
@@ -148,7 +149,7 @@ fn plain_path(path_and_query: &str) -> String {
     plain
 }
 
-fn percent_decoded(text: &str) -> Cow<'_, str> {
+pub(crate) fn percent_decoded(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
     }
@@ -239,7 +240,7 @@ struct Fields<'a> {
     model: Option<&'a RawValue>,
     #[serde(borrow)]
     stream: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "present")]
     stream_options: Option<&'a RawValue>,
     #[serde(borrow)]
     service_tier: Option<&'a RawValue>,
@@ -270,7 +271,7 @@ struct Fields<'a> {
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct StreamOptions<'a> {
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "present")]
     include_usage: Option<&'a RawValue>,
 }
 
@@ -340,9 +341,11 @@ fn usage_chunk(
     stream_options: Option<&RawValue>,
 ) -> (bool, Option<(Range<usize>, &'static str)>) {
     let Some(raw) = stream_options else {
-        // An absent member and an explicit null look alike here; a null is found by its key.
-        return (false, Some(null_stream_options(text).unwrap_or((after_brace..after_brace, ASK_WHOLE))));
+        return (false, Some((after_brace..after_brace, ASK_WHOLE)));
     };
+    if raw.get() == "null" {
+        return (false, Some((place_of(text, raw.get()), "{\"include_usage\":true}")));
+    }
     let Some(options) = object::<StreamOptions<'_>>(raw) else {
         // Not an object: the upstream will refuse it, as it should.
         return (false, None);
@@ -355,31 +358,15 @@ fn usage_chunk(
         None if raw.get().trim_start_matches('{').trim_start().starts_with('}') => {
             (false, Some((inside..inside, "\"include_usage\":true")))
         }
-        // An explicit `"include_usage":null` would be named twice; take the whole member away instead.
-        None if raw.get().contains("include_usage") => (false, Some((place, "{\"include_usage\":true}"))),
         None => (false, Some((inside..inside, "\"include_usage\":true,"))),
     }
 }
 
 const ASK_WHOLE: &str = "\"stream_options\":{\"include_usage\":true},";
 
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct NullableOptions<'a> {
-    #[serde(borrow, deserialize_with = "present")]
-    stream_options: Option<&'a RawValue>,
-}
-
-/// Keeps an explicit null, which an `Option` would swallow.
+/// Keeps an explicit null, which an `Option` would swallow and an edit must replace, or the member would be there twice.
 fn present<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(source).map(Some)
-}
-
-fn null_stream_options(text: &str) -> Option<(Range<usize>, &'static str)> {
-    // The name is looked for first, so that ordinary bodies are not parsed twice.
-    memmem::find(text.as_bytes(), b"stream_options")?;
-    let found: NullableOptions<'_> = serde_json::from_str(text).ok()?;
-    found.stream_options.map(|raw| (place_of(text, raw.get()), "{\"include_usage\":true}"))
 }
 
 fn service_class(fields: &Fields<'_>) -> Option<ServiceClass> {
@@ -414,20 +401,56 @@ fn metadata(raw: &RawValue) -> BTreeMap<String, String> {
     texts.take(METADATA_PAIRS_MAX).collect()
 }
 
-/// The model of a multipart form (audio and image uploads), without reading the files in it.
-fn inspect_form(body: &[u8], request: &mut Inspected) {
-    const NAME: &[u8] = b"name=\"model\"";
-    let Some(place) = form_value(body, NAME) else { return };
-    let Some(Ok(model)) = body.get(place.clone()).map(std::str::from_utf8) else { return };
-    request.model = Some(cut(model));
-    request.places.model = ModelPlace::Form(place);
+/// The model of a multipart form (audio and image uploads). Only the heads of its parts are read: what a file in it says
+/// about a model is the file's content and nothing else.
+fn inspect_form(content_type: &str, body: &[u8], request: &mut Inspected) -> Result<(), String> {
+    let boundary = boundary(content_type).ok_or_else(|| "the multipart form has no usable boundary".to_owned())?;
+    let delimiter = format!("--{boundary}");
+    let mut at = 0;
+    while let Some(found) = memmem::find(body.get(at..).unwrap_or_default(), delimiter.as_bytes()) {
+        let (start, line_start) = (at + found + delimiter.len(), at + found);
+        at = start;
+        if line_start > 0 && body.get(line_start - 1) != Some(&b'\n') {
+            continue;
+        }
+        let part = body.get(start..).unwrap_or_default();
+        let Some(head_end) = memmem::find(part, b"\r\n\r\n") else { break };
+        let head = String::from_utf8_lossy(part.get(..head_end).unwrap_or_default());
+        if !names_model(&head) {
+            continue;
+        }
+        let value = start + head_end + 4;
+        let end = memmem::find(body.get(value..).unwrap_or_default(), format!("\r\n{delimiter}").as_bytes());
+        let place = value..value + end.ok_or_else(|| "the multipart form is cut off".to_owned())?;
+        let model = body.get(place.clone()).and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let model = model.filter(|model| model.len() <= LABEL_BYTES_MAX);
+        let model = model.ok_or_else(|| "the form's model is not a name".to_owned())?;
+        if request.model.is_some() {
+            return Err("the form names a model twice".to_owned());
+        }
+        request.model = Some(model.to_owned());
+        request.places.model = ModelPlace::Form(place);
+    }
+    Ok(())
 }
 
-fn form_value(body: &[u8], name: &[u8]) -> Option<Range<usize>> {
-    let named = memmem::find(body, name)? + name.len();
-    let start = named + memmem::find(body.get(named..)?, b"\r\n\r\n")? + 4;
-    let length = memmem::find(body.get(start..)?, b"\r\n")?;
-    (length <= LABEL_BYTES_MAX).then_some(start..start + length)
+/// Whether a part's head is that of the field `model`, quoted or not.
+fn names_model(head: &str) -> bool {
+    let dispositions = head.split("\r\n").filter_map(|line| line.split_once(':'));
+    dispositions.filter(|(name, _)| name.trim().eq_ignore_ascii_case("content-disposition")).any(|(_, value)| {
+        value
+            .split(';')
+            .filter_map(|parameter| parameter.split_once('='))
+            .any(|(name, text)| name.trim().eq_ignore_ascii_case("name") && text.trim().trim_matches('"') == "model")
+    })
+}
+
+fn boundary(content_type: &str) -> Option<&str> {
+    let parameters = content_type.split(';').filter_map(|parameter| parameter.split_once('='));
+    let mut found = parameters.filter(|(name, _)| name.trim().eq_ignore_ascii_case("boundary"));
+    let boundary = found.next()?.1.trim().trim_matches('"');
+    // One that is empty, or named twice, could be read in more than one way.
+    (!boundary.is_empty() && found.next().is_none()).then_some(boundary)
 }
 
 fn string(raw: &RawValue) -> Option<String> {

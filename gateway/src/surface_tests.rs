@@ -117,3 +117,42 @@ fn the_model_of_an_upload_is_found_between_its_files() {
     let seen = inspect(&Method::POST, "/v1/audio/transcriptions", Some("multipart/form-data; boundary=b"), body);
     assert_eq!((seen.model.as_deref(), seen.malformed), (Some("whisper-1"), None));
 }
+
+#[test]
+fn a_file_in_a_form_cannot_name_the_model() {
+    let part = |head: &str, value: &str| format!("--B\r\ncontent-disposition: form-data; {head}\r\n\r\n{value}\r\n");
+    let form = |parts: &[String]| {
+        let body = format!("{}--B--\r\n", parts.concat());
+        inspect(&Method::POST, "/v1/audio/transcriptions", Some("multipart/form-data; boundary=\"B\""), body.as_bytes())
+    };
+    let decoy = part("name=\"file\"; filename=\"a\"", "x\r\nname=\"model\"\r\n\r\nallowed\r\n");
+    for head in ["name=\"model\"", "name=model"] {
+        let seen = form(&[decoy.clone(), part(head, "expensive")]);
+        assert_eq!((seen.model.as_deref(), seen.malformed), (Some("expensive"), None), "{head}");
+    }
+    let twice = form(&[part("name=\"model\"", "allowed"), part("name=\"model\"", "expensive")]);
+    assert!(twice.malformed.is_some(), "an upstream may take the other one");
+    let unbounded = inspect(&Method::POST, "/v1/audio/speech", Some("multipart/form-data"), b"--B\r\n");
+    assert!(unbounded.malformed.is_some());
+}
+
+#[test]
+fn asking_for_usage_keeps_the_clients_other_options_and_names_nothing_twice() {
+    let cases = [
+        (
+            r#"{"include_obfuscation":false,"include_usage":null}"#,
+            r#"{"include_obfuscation":false,"include_usage":true}"#,
+        ),
+        (r#"{"x_include_usage":1}"#, r#"{"include_usage":true,"x_include_usage":1}"#),
+        ("null", r#"{"include_usage":true}"#),
+    ];
+    for name in ["stream_options", r"stream\u005foptions"] {
+        for (sent, expected) in cases {
+            let body = format!(r#"{{"stream":true, "{name}" : {sent} ,"model":"m"}}"#);
+            let seen = post("/v1/chat/completions", &body);
+            let (place, text) = seen.places.usage_chunk.expect("an edit");
+            let edited = format!("{}{text}{}", &body[..place.start], &body[place.end..]);
+            assert_eq!(edited, body.replacen(sent, expected, 1));
+        }
+    }
+}

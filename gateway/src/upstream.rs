@@ -16,8 +16,8 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use memchr::memmem;
 
-use crate::attribute::PRIVATE_PREFIX;
-use crate::keys::looks_like_key;
+use crate::attribute::{BAGGAGE_PREFIX, PRIVATE_PREFIX};
+use crate::keys::{contains_key, looks_like_key};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -101,10 +101,21 @@ pub(crate) fn forwarded(headers: &HeaderMap, presented_key: Option<&str>) -> Hea
         if ours || dropped || named.contains(name) || holds_key(value, presented_key) {
             continue;
         }
-        kept.append(name.clone(), value.clone());
+        if name.as_str() != "baggage" {
+            kept.append(name.clone(), value.clone());
+        } else if let Some(value) = without_our_members(value) {
+            kept.append(name.clone(), value);
+        }
     }
     kept.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     kept
+}
+
+/// W3C baggage without what was said to us; nothing when nothing is left.
+fn without_our_members(baggage: &HeaderValue) -> Option<HeaderValue> {
+    let Ok(text) = baggage.to_str() else { return Some(baggage.clone()) };
+    let others: Vec<&str> = text.split(',').filter(|member| !member.trim_start().starts_with(BAGGAGE_PREFIX)).collect();
+    HeaderValue::from_str(&others.join(",")).ok().filter(|left| !left.is_empty())
 }
 
 /// The headers of an upstream's answer that a client may see.
@@ -114,6 +125,12 @@ pub(crate) fn returned(headers: HeaderMap) -> HeaderMap {
         headers.remove(name);
     }
     for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+    // What we say about a request is ours to say, not an upstream's.
+    let ours: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(PRIVATE_PREFIX)).cloned().collect();
+    for name in ours {
         headers.remove(name);
     }
     headers
@@ -149,6 +166,7 @@ fn holds_key(value: &HeaderValue, presented_key: Option<&str>) -> bool {
     let bare = bytes.strip_prefix(b"Bearer ").or_else(|| bytes.strip_prefix(b"bearer ")).unwrap_or(bytes);
     std::str::from_utf8(bare).is_ok_and(looks_like_key)
         || presented_key.is_some_and(|key| memmem::find(bytes, key.as_bytes()).is_some())
+        || contains_key(bytes)
 }
 
 /// A request target that may be put behind a base URL, or why not.
@@ -204,20 +222,27 @@ mod tests {
             ("authorization", "Bearer fk-abc"),
             ("x-api-key", "fk-unknown"),
             ("x-note", "my key is fk-abc!"),
+            ("cookie", "a=1; k=fk-0123456789012345678901234567890123456789012"),
             ("x-goog-api-key", "theirs"),
             ("anthropic-version", "2023-06-01"),
+            ("baggage", "farthing.task=t1, other=1"),
         ]);
         let kept = forwarded(&sent, Some("fk-abc"));
         let mut names: Vec<_> = kept.keys().map(HeaderName::as_str).collect();
         names.sort_unstable();
-        assert_eq!(names, ["accept-encoding", "anthropic-version", "x-goog-api-key"]);
+        assert_eq!(names, ["accept-encoding", "anthropic-version", "baggage", "x-goog-api-key"]);
+        assert_eq!(kept["baggage"], " other=1");
         assert_eq!(kept["accept-encoding"], "identity");
     }
 
     #[test]
     fn an_answer_loses_only_what_belongs_to_its_connection() {
-        let kept =
-            returned(map(&[("connection", "x-hop"), ("x-hop", "1"), ("keep-alive", "5"), ("content-length", "3")]));
+        let kept = returned(map(&[
+            ("connection", "x-hop"),
+            ("x-hop", "1"),
+            ("x-farthing-cost-usd", "0"),
+            ("content-length", "3"),
+        ]));
         assert_eq!(kept, map(&[("content-length", "3")]));
     }
 

@@ -77,7 +77,8 @@ impl CapacityFact {
 /// The facts that hold: for each identity the latest observation, whatever order they came in.
 #[must_use]
 pub fn latest<'a>(facts: impl IntoIterator<Item = &'a CapacityFact>) -> Vec<&'a CapacityFact> {
-    let mut kept: std::collections::BTreeMap<(&str, &str, Timestamp), &CapacityFact> = std::collections::BTreeMap::new();
+    let mut kept: std::collections::BTreeMap<(&str, &str, Timestamp), &CapacityFact> =
+        std::collections::BTreeMap::new();
     for fact in facts {
         let newest = kept.entry(fact.identity()).or_insert(fact);
         if (fact.observed_at, fact.period.end) > (newest.observed_at, newest.period.end) {

@@ -200,7 +200,12 @@ impl ResolvedRates {
     /// The contracted price as a share of the list price, in millionths.
     #[must_use]
     pub fn contracted_millionths(&self) -> u32 {
-        self.0.rsplit(' ').next().and_then(|word| word.strip_prefix('x')).and_then(|n| n.parse().ok()).unwrap_or(1_000_000)
+        self.0
+            .rsplit(' ')
+            .next()
+            .and_then(|word| word.strip_prefix('x'))
+            .and_then(|n| n.parse().ok())
+            .unwrap_or(1_000_000)
     }
 
     /// The amounts of `usage` at these rates: list by multiplication, the rest by the negotiated factor.
@@ -231,8 +236,9 @@ fn discounted(amount: Money, millionths: u32) -> Option<Money> {
         Some(0) => Some(amount),
         Some(markup) => {
             // A markup is the list price plus a share of it.
-            let whole = amount.pico().checked_mul(i128::from(markup))? / i128::from(WHOLE);
-            amount.checked_add(Money::from_pico(whole)).ok()
+            let wholes = Money::from_pico(amount.pico().checked_mul(i128::from(markup / WHOLE))?);
+            let part = discounted(amount, markup % WHOLE)?;
+            amount.checked_add(wholes).and_then(|sum| sum.checked_add(part)).ok()
         }
         None => {
             let parts = amount.split(&[u64::from(millionths), u64::from(WHOLE - millionths)]).ok()?;
@@ -264,7 +270,10 @@ mod tests {
 
     #[test]
     fn rates_can_be_read_back_and_recharge_the_same() {
-        let list = [(TokenKind::Input, TokenPrice::from_pico(2_500_000)), (TokenKind::Output, TokenPrice::from_pico(10_000_000))];
+        let list = [
+            (TokenKind::Input, TokenPrice::from_pico(2_500_000)),
+            (TokenKind::Output, TokenPrice::from_pico(10_000_000)),
+        ];
         let rates = ResolvedRates::new("genai-prices@0.2.1", "openai/gpt 4o", &list, 900_000);
         assert_eq!(rates.as_str(), "genai-prices@0.2.1 openai/gpt_4o input=2500000 output=10000000 x900000");
         assert_eq!((rates.book(), rates.sku()), ("genai-prices@0.2.1", "openai/gpt_4o"));
@@ -280,5 +289,8 @@ mod tests {
         let rates = ResolvedRates::new("internal", "a/b", &[(TokenKind::Input, TokenPrice::from_pico(10))], 1_200_000);
         let costs = rates.charge(&TokenUsage { input: 5, ..TokenUsage::default() }).expect("a charge");
         assert_eq!((costs.list_cost.pico(), costs.contracted_cost.pico()), (50, 60));
+        // 0.9 of a picodollar is rounded by the split, as a discount's is, and not cut off.
+        assert_eq!(discounted(Money::from_pico(1), 1_900_000), Some(Money::from_pico(2)));
+        assert_eq!(discounted(Money::from_pico(7), 3_000_000), Some(Money::from_pico(21)));
     }
 }

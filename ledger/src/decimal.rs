@@ -114,7 +114,10 @@ mod tests {
     #[test]
     fn refuses_what_would_overflow_or_round() {
         assert!(matches!(parse_scaled("1e40", 12), Err(DecimalError::OutOfRange(_))));
-        assert!(matches!(parse_scaled("1e-2147483648", 12), Err(DecimalError::OutOfRange(_) | DecimalError::TooPrecise(..))));
+        assert!(matches!(
+            parse_scaled("1e-2147483648", 12),
+            Err(DecimalError::OutOfRange(_) | DecimalError::TooPrecise(..))
+        ));
         assert!(matches!(parse_scaled("1e-13", 12), Err(DecimalError::TooPrecise(_, 12))));
     }
 

@@ -19,6 +19,9 @@ use crate::governance::Governance;
 /// When the folder holds no ledger, saying how to make one.
 pub async fn read(data: &Path) -> anyhow::Result<Store> {
     match Store::open_read_only(data, Options::default()).await {
+        Err(StoreError::NoLedger { .. }) if data.is_file() => {
+            anyhow::bail!("{} is a file; --data names the ledger's folder", data.display())
+        }
         Err(StoreError::NoLedger { .. }) => anyhow::bail!(
             "there is no ledger in {}; run `farthing demo`, `farthing serve` or `farthing import` first, or name one with --data",
             data.display()
@@ -36,8 +39,8 @@ pub async fn write(data: &Path, loaded: &Loaded) -> anyhow::Result<(Store, Gover
     let book = price_book(&loaded.config, governance.price_map.as_ref());
     let price = |opened: &Opened, usage: &TokenUsage| price_crashed(&book, opened, usage);
     let (store, recovery) = match Store::open(data, Options::default(), clock::now(), &price).await {
-        Err(StoreError::Locked { .. }) => anyhow::bail!(
-            "another process writes to the ledger in {}; stop that server first, or use another --data",
+        Err(StoreError::Locked { holder, .. }) => anyhow::bail!(
+            "{holder} writes to the ledger in {}; stop that server first, or use another --data",
             data.display()
         ),
         other => other.with_context(|| format!("cannot open the ledger in {}", data.display()))?,

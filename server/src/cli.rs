@@ -3,7 +3,11 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ledger::Timestamp;
+use ledger::allocate::policy::Method;
+use ledger::{GpuHourRate, Timestamp};
+
+/// Where help lists what every command takes.
+const EVERY: &str = "Options of every command";
 
 /// The cost ledger for AI inference.
 #[derive(Debug, Parser)]
@@ -21,13 +25,13 @@ pub struct Cli {
 #[derive(Debug, Clone, Args)]
 pub struct Global {
     /// Configuration file (TOML). Everything has a working default.
-    #[arg(long, global = true, value_name = "FILE", env = "FARTHING_CONFIG")]
+    #[arg(long, global = true, value_name = "FILE", env = "FARTHING_CONFIG", hide_env_values = true, help_heading = EVERY)]
     pub config: Option<PathBuf>,
     /// The ledger's folder [default: ./farthing-data].
-    #[arg(long, global = true, value_name = "DIR", env = "FARTHING_DATA")]
+    #[arg(long, global = true, value_name = "DIR", env = "FARTHING_DATA", hide_env_values = true, help_heading = EVERY)]
     pub data: Option<PathBuf>,
     /// One JSON document on standard output, amounts as decimal strings.
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = EVERY)]
     pub json: bool,
 }
 
@@ -50,8 +54,10 @@ pub enum Command {
     Check,
     /// Take usage in from files. Importing a file twice books it once.
     Import(Import),
-    /// Write usage out as JSON Lines that `farthing import requests` reads back.
+    /// Write usage out, as `farthing import requests` reads it back.
     Export(Export),
+    /// Attribute what an engine's GPUs cost to its single requests: files in, files out, no ledger needed.
+    Allocate(Box<Allocate>),
     /// Book pool cost that nothing has booked yet.
     Settle,
     /// Cost and unit economics.
@@ -113,7 +119,7 @@ pub struct Import {
 /// What a file to import holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ImportKind {
-    /// Farthing's own JSON Lines.
+    /// Farthing's own rows: JSON Lines, or Parquet with the columns of the `attempts` table.
     Requests,
     /// CSV `TIMESTAMP,ContextTokens,GeneratedTokens`.
     AzureLlmTrace,
@@ -142,12 +148,15 @@ pub struct Export {
     /// The time to write.
     #[command(flatten)]
     pub span: Span,
+    /// Write a Parquet file instead of JSON Lines on standard output.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    pub parquet: Option<PathBuf>,
 }
 
 /// What can be written out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum ExportKind {
-    /// One JSON line per attempt.
+    /// Attempts, one a row.
     Requests,
 }
 
@@ -164,10 +173,18 @@ pub struct Span {
 
 impl Span {
     /// The span as a period, open ends at the ends of time.
-    #[must_use]
-    pub fn period(self) -> ledger::Period {
+    ///
+    /// # Errors
+    /// One sentence for people when nothing lies between the ends.
+    pub fn period(self) -> Result<ledger::Period, String> {
         let all = ledger::Period::ALL;
-        ledger::Period { start: self.from.unwrap_or(all.start), end: self.to.unwrap_or(all.end) }
+        let (start, end) = (self.from.unwrap_or(all.start), self.to.unwrap_or(all.end));
+        if start >= end {
+            return Err(format!(
+                "nothing lies between {start} and {end}: `to` is the first moment outside and comes after `from`"
+            ));
+        }
+        Ok(ledger::Period { start, end })
     }
 }
 
@@ -196,6 +213,66 @@ pub enum Unit {
     Task,
     /// Per million tokens, input and output.
     MillionTokens,
+}
+
+/// `farthing allocate`
+#[derive(Debug, Clone, Args)]
+pub struct Allocate {
+    /// Per-request times of one engine: JSON Lines as `farthing import vllm-timeline` reads them.
+    #[arg(long, value_name = "FILE")]
+    pub timeline: PathBuf,
+    /// The model's Hugging Face `config.json`.
+    #[arg(long, value_name = "FILE")]
+    pub model_config: PathBuf,
+    /// The GPU, as its data sheet or its driver names it.
+    #[arg(long, value_name = "NAME")]
+    pub gpu: String,
+    /// GPUs that work as one (tensor or pipeline parallel).
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub gpus: u32,
+    /// USD for one GPU for one hour.
+    #[arg(long, value_name = "USD")]
+    pub rate: GpuHourRate,
+    /// How busy time is divided.
+    #[arg(long, default_value = "roofline", value_parser = method())]
+    pub method: Method,
+    /// The time that is paid for [default: from the first arrival to the last token].
+    #[command(flatten)]
+    pub span: Span,
+    /// Tokens that fit the engine's KV cache; without it no preemption is noticed.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub kv_tokens: Option<u64>,
+    /// Requests that the engine runs at once at the most.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_sequences: Option<u32>,
+    /// The engine's own settings as JSON (`started_at`, `engine_kwargs`, `kv_cache`); options above win.
+    #[arg(long, value_name = "FILE")]
+    pub meta: Option<PathBuf>,
+    /// The engine's own series to compare with: CSV `t,running,waiting,kv_cache_pct`.
+    #[arg(long, value_name = "FILE")]
+    pub series: Option<PathBuf>,
+    /// When the series' `t` is zero.
+    #[arg(long, value_name = "TIME", requires = "series")]
+    pub series_start: Option<Timestamp>,
+    /// Who caused which request: CSV `request_id` and any of team, consumer, application, cost_centre, customer, feature,
+    /// task, environment.
+    #[arg(long, value_name = "FILE")]
+    pub context_from: Option<PathBuf>,
+    /// The model's name on the postings.
+    #[arg(long)]
+    pub model: Option<String>,
+    /// The pool's name on the postings.
+    #[arg(long, default_value = "pool")]
+    pub pool: String,
+    /// Write all postings with the columns of the `postings` table: `.parquet` or `.jsonl`.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+fn method() -> impl clap::builder::TypedValueParser<Value = Method> {
+    use clap::builder::{PossibleValuesParser, TypedValueParser};
+    PossibleValuesParser::new(Method::ALL.map(Method::name))
+        .map(|name| Method::named(&name).expect("only names of methods are possible"))
 }
 
 /// `farthing sql`
@@ -322,6 +399,32 @@ pub fn parse_span(text: &str) -> Result<i64, String> {
     count.checked_mul(seconds * 1_000_000).ok_or_else(usage)
 }
 
+/// What is wrong with a command line, on one line.
+#[must_use]
+pub fn usage_error(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let mut line = String::new();
+    for part in text.lines().map(str::trim).filter(|part| !part.is_empty()) {
+        let is_usage = part.starts_with("Usage:");
+        if part.starts_with("For more") || (is_usage && error.kind() != clap::error::ErrorKind::MissingRequiredArgument)
+        {
+            continue;
+        }
+        let part = part.trim_start_matches("error: ").trim_start_matches("tip: ");
+        let part = match part.strip_prefix("[possible values: ").and_then(|rest| rest.strip_suffix(']')) {
+            Some(values) => format!("write one of {values}"),
+            None => part.replace("Usage:", "usage:").replace("invalid digit found in string", "not a whole number"),
+        };
+        match line.chars().last() {
+            None => {}
+            Some(':') => line.push(' '),
+            Some(_) => line.push_str("; "),
+        }
+        line.push_str(&part);
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -330,6 +433,28 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_wrong_command_line_is_one_line() {
+        let cases: [(&[&str], &str); 4] = [
+            (&["report", "--form", "x"], "unexpected argument '--form' found; a similar argument exists: '--from'"),
+            (&["report", "--unit", "tokn"], "write one of request, task, million_tokens"),
+            (&["explain"], "not provided: <REQUEST_ID>; usage: farthing explain"),
+            (&["rport"], "unrecognized subcommand 'rport'"),
+        ];
+        for (args, part) in cases {
+            let error = Cli::try_parse_from([&["farthing"], args].concat()).unwrap_err();
+            let line = usage_error(&error);
+            assert!(line.contains(part) && !line.contains('\n'), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_span_that_holds_nothing_is_refused() {
+        let at = |micros| Some(Timestamp::from_micros(micros));
+        assert!(Span { from: at(1), to: at(2) }.period().is_ok() && Span::default().period().is_ok());
+        assert!(Span { from: at(2), to: at(2) }.period().unwrap_err().contains("nothing lies between"));
     }
 
     #[test]

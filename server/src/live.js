@@ -12,14 +12,36 @@ function element(name, text, kind) {
   return made;
 }
 
-// Amounts are decimal strings and stay strings: a float would round them.
-function dollars(text) {
-  if (text === null || text === undefined) return "unknown";
+// Amounts are decimal strings and never floats: they are counted in whole picodollars.
+const PICO = 10n ** 12n;
+
+function pico(text) {
   const [whole, fraction = ""] = text.replace("-", "").split(".");
-  const first = fraction.search(/[1-9]/);
-  const places = whole !== "0" ? 2 : Math.max(2, first < 0 ? 2 : first + 3);
-  const sign = text.startsWith("-") ? "-" : "";
-  return sign + "$" + number.format(BigInt(whole)) + "." + (fraction + "00").slice(0, Math.max(2, places));
+  const amount = BigInt(whole) * PICO + BigInt((fraction + "0".repeat(12)).slice(0, 12));
+  return text.startsWith("-") ? -amount : amount;
+}
+
+// Places that show the smallest amount of a column with two significant digits, between 2 and 9.
+function placesFor(texts) {
+  const sizes = texts.filter((text) => text !== null && text !== undefined).map(pico).map((n) => (n < 0n ? -n : n)).filter((n) => n > 0n);
+  if (!sizes.length) return 2;
+  const smallest = sizes.reduce((a, b) => (a < b ? a : b));
+  return Math.min(9, Math.max(2, 14 - smallest.toString().length));
+}
+
+function dollars(text, places) {
+  if (text === null || text === undefined) return "unknown";
+  const amount = pico(text);
+  // An amount that stands alone has four significant digits below a dollar.
+  places ??= amount > -PICO && amount < PICO && amount !== 0n ? Math.min(9, placesFor([text]) + 2) : 2;
+  const unit = 10n ** BigInt(12 - places);
+  const rounded = ((amount < 0n ? -amount : amount) + unit / 2n) / unit;
+  const scale = 10n ** BigInt(places);
+  return (amount < 0n ? "-$" : "$") + number.format(rounded / scale) + "." + (rounded % scale).toString().padStart(places, "0");
+}
+
+function counted(count, noun) {
+  return number.format(count) + " " + noun + (count === 1 ? "" : "s");
 }
 
 function share(text) {
@@ -29,7 +51,7 @@ function share(text) {
 function fill(table, heads, rows, foot) {
   const line = (cells, cell) => {
     const row = element("tr");
-    cells.forEach((text, index) => row.append(element(cell, text, heads[index][1] ? "number" : "")));
+    cells.forEach((text, index) => row.append(element(cell, text, heads[index][1])));
     return row;
   };
   const head = element("thead");
@@ -68,31 +90,36 @@ function tiles(live) {
 }
 
 function costs(report) {
-  const heads = [["team"], ["model"], ["requests", 1], ["attempts", 1], ["input tokens", 1], ["output tokens", 1], ["cost", 1]];
+  const heads = [["team"], ["model"], ["requests", "number"], ["attempts", "number detail"], ["input tokens", "number detail"],
+    ["output tokens", "number detail"], ["cost", "number"]];
+  const places = placesFor(report.rows.map((row) => row.effective_cost));
   const cells = (sums, cost) =>
     [sums.requests, sums.attempts, sums.input_tokens, sums.output_tokens].map((n) => number.format(n)).concat(cost);
   const rows = report.rows.map((row) => {
     const own = row.line === "request";
     const why = row.self_hosted_attempts === row.attempts ? "by allocation" : "unknown";
     const name = own ? row.key[0] ?? "unattributed" : row.line === "unallocated" ? "pool cost not yet allocated" : row.line;
-    return [name, row.key[1] ?? "–", ...cells(row, row.effective_cost === null ? why : dollars(row.effective_cost))];
+    return [name, row.key[1] ?? "–", ...cells(row, row.effective_cost === null ? why : dollars(row.effective_cost, places))];
   });
-  fill(byId("costs"), heads, rows, ["total", "", ...cells(report.total, dollars(report.total.effective_cost))]);
+  fill(byId("costs"), heads, rows, ["total", "", ...cells(report.total, dollars(report.total.effective_cost, places))]);
   const notes = [];
-  if (report.total.unpriced_attempts) notes.push(number.format(report.total.unpriced_attempts) + " attempts are unpriced: their cost is unknown, not zero.");
-  if (report.total.self_hosted_attempts) notes.push(number.format(report.total.self_hosted_attempts) + " attempts ran on own pools: their cost comes by allocation.");
-  if (report.total.estimated_attempts) notes.push(number.format(report.total.estimated_attempts) + " amounts are estimates.");
+  if (report.total.unpriced_attempts) notes.push("Unpriced: " + counted(report.total.unpriced_attempts, "attempt") + ", whose cost is unknown, not zero.");
+  if (report.total.self_hosted_attempts) notes.push("On our own pools: " + counted(report.total.self_hosted_attempts, "attempt") + ", whose cost comes by allocation.");
+  if (report.total.estimated_attempts) notes.push("Estimated: the amounts of " + counted(report.total.estimated_attempts, "attempt") + ".");
   byId("notes").textContent = notes.join(" ");
 }
 
 function show(live) {
   tiles(live);
   costs(live.costs);
-  fill(byId("pools"), [["pool"], ["owner"], ["GPUs"], ["USD per GPU-hour", 1], ["cost", 1], ["not yet allocated", 1]],
-    live.pools.map((pool) => [pool.pool, pool.owner ?? "–", pool.gpus + " × " + pool.gpu, pool.usd_per_gpu_hour, dollars(pool.cost), dollars(pool.unallocated)]));
-  fill(byId("tasks"), [["task"], ["team"], ["feature"], ["requests", 1], ["input tokens", 1], ["output tokens", 1], ["provider cost", 1]],
+  const poolPlaces = placesFor(live.pools.map((pool) => pool.cost));
+  const taskPlaces = placesFor(live.tasks.map((task) => task.effective_cost));
+  fill(byId("pools"), [["pool"], ["owner"], ["GPUs"], ["USD per GPU-hour", "number detail"], ["cost", "number"], ["not yet allocated", "number"]],
+    live.pools.map((pool) => [pool.pool, pool.owner ?? "–", pool.gpus + " × " + pool.gpu, pool.usd_per_gpu_hour, dollars(pool.cost, poolPlaces), dollars(pool.unallocated, poolPlaces)]));
+  fill(byId("tasks"), [["task"], ["team"], ["feature", "detail"], ["requests", "number"], ["input tokens", "number detail"],
+      ["output tokens", "number detail"], ["provider cost", "number"]],
     live.tasks.map((task) => [task.task, task.team ?? "–", task.feature ?? "–", number.format(task.requests), number.format(task.input_tokens), number.format(task.output_tokens),
-      task.effective_cost === null ? "by allocation" : dollars(task.effective_cost)]));
+      task.effective_cost === null ? "by allocation" : dollars(task.effective_cost, taskPlaces)]));
   byId("figures").hidden = false;
   before = live;
 }

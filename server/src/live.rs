@@ -6,7 +6,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use ledger::{CapacityFact, Money, Period};
 use serde_json::{Value, json};
-use store::Store;
+use store::Session;
 
 use crate::api::State;
 use crate::report::{Dimension, report};
@@ -50,7 +50,9 @@ fn asset(kind: &'static str, text: &'static str) -> impl IntoResponse {
 /// When the ledger cannot be read.
 pub async fn figures(state: &State) -> anyhow::Result<Value> {
     let store = &state.store;
-    let costs = report(store, &[Dimension::Team, Dimension::Model], Period::ALL).await?;
+    // One view for all: figures on one page that contradict one another would be worse than old ones.
+    let session = &store.session().await?;
+    let costs = report(session, &[Dimension::Team, Dimension::Model], Period::ALL).await?;
     let gateway: BTreeMap<&str, u64> =
         state.gateway.metrics().snapshot().into_iter().map(|(name, value, _)| (name, value)).collect();
     Ok(json!({
@@ -59,8 +61,8 @@ pub async fn figures(state: &State) -> anyhow::Result<Value> {
         "gateway": gateway,
         "lost_records": store.lost(),
         "costs": costs,
-        "tasks": tasks(store, TASKS_MAX).await?,
-        "pools": pools(store, Period::ALL).await?,
+        "tasks": tasks(session, TASKS_MAX).await?,
+        "pools": pools(session, Period::ALL).await?,
     }))
 }
 
@@ -68,7 +70,7 @@ pub async fn figures(state: &State) -> anyhow::Result<Value> {
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub async fn tasks(store: &Store, most: usize) -> anyhow::Result<Vec<Value>> {
+pub async fn tasks(session: &Session, most: usize) -> anyhow::Result<Vec<Value>> {
     let query = format!(
         "SELECT task, min(team) AS team, min(feature) AS feature, sum(CASE WHEN attempt = 0 THEN 1 ELSE 0 END) AS requests, \
          sum(input_tokens) AS input_tokens, sum(output_tokens) AS output_tokens, \
@@ -76,15 +78,14 @@ pub async fn tasks(store: &Store, most: usize) -> anyhow::Result<Vec<Value>> {
          sum(effective_cost) AS effective_cost FROM attempts WHERE task IS NOT NULL GROUP BY task \
          ORDER BY effective_cost DESC NULLS LAST, requests DESC, task LIMIT {most}"
     );
-    crate::commands::sql::documents(&store.sql(&query).await?)
+    crate::commands::sql::documents(&session.sql(&query).await?)
 }
 
 /// What each pool cost within the period, how much of it is booked, and how much is booked as unallocated.
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub async fn pools(store: &Store, period: Period) -> anyhow::Result<Vec<Value>> {
-    let session = store.session().await?;
+pub async fn pools(session: &Session, period: Period) -> anyhow::Result<Vec<Value>> {
     let mut capacity = Vec::new();
     for batch in session.sql("SELECT * FROM capacity").await? {
         capacity.extend(store::capacity_of(&batch)?);

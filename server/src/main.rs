@@ -1,5 +1,6 @@
 //! `farthing`: the cost ledger for AI inference, one binary.
 
+mod allocate;
 mod api;
 mod books;
 mod cli;
@@ -11,6 +12,7 @@ mod governance;
 mod import;
 mod live;
 mod metrics;
+mod pools;
 mod render;
 mod report;
 mod rows;
@@ -25,18 +27,35 @@ use tracing_subscriber::EnvFilter;
 use cli::{Cli, Command};
 use commands::App;
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return answer_usage(&error),
+    };
     log_to_stderr();
     match run(cli) {
         Ok(code) => code,
         Err(error) => {
             // The whole chain on one line: what failed, and why.
-            let line = format!("{error:#}").lines().map(str::trim).collect::<Vec<_>>().join(" ");
-            complain(&format!("farthing: {}", render::printable(&line)));
+            complain(&format!("farthing: {}", render::printable(&render::one_line(&error))));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Help and version as they are, mistakes on one line.
+fn answer_usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if error.use_stderr() && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        complain(&format!("farthing: {}", render::printable(&cli::usage_error(error))));
+        return ExitCode::from(2);
+    }
+    // Nothing can be done when the output is closed.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS }
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -49,6 +68,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Check => commands::check::run(&app).await,
             Command::Import(options) => commands::import::run(&app, &options).await,
             Command::Export(options) => commands::export::run(&app, &options).await,
+            Command::Allocate(options) => commands::allocate::run(&app, &options),
             Command::Settle => commands::settle::run(&app).await,
             Command::Report(options) => commands::report::run(&app, &options).await,
             Command::Explain { request_id } => commands::explain::run(&app, &request_id).await,
@@ -68,7 +88,8 @@ fn log_to_stderr() {
         EnvFilter::try_from_env("FARTHING_LOG").unwrap_or_else(|_| EnvFilter::new("warn,server=info,farthing=info"));
     // A second subscriber can only be a mistake of a test; logging is then as it was.
     let colours = std::io::stderr().is_terminal();
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).try_init();
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).try_init();
 }
 
 /// One line on standard error; nothing can be done when even that is closed.

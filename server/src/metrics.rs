@@ -20,8 +20,11 @@ const PROVIDERS_MAX: usize = 50;
 pub async fn page(Shared(state): Shared<State>) -> Result<impl IntoResponse, ApiError> {
     let mut text = state.cache.metrics(&state).await?;
     for (name, value, grows) in state.gateway.metrics().snapshot() {
-        let (name, kind) = if grows { (format!("{name}_total"), "counter") } else { (name.to_owned(), "gauge") };
-        single(&mut text, &format!("gateway_{name}"), kind, "Counted by the gateway since it started.", value);
+        let (name, kind, help) = match grows {
+            true => (format!("{name}_total"), "counter", "Counted by the gateway since it started."),
+            false => (name.to_owned(), "gauge", "In the gateway now."),
+        };
+        single(&mut text, &format!("gateway_{name}"), kind, help, value);
     }
     let position = state.store.last_position().0;
     single(&mut text, "log_position", "counter", "Records that the log holds or held.", position);

@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use ledger::{Line, Money, Period};
 use serde::Serialize;
-use store::{Session, Store};
+use store::Session;
 use utoipa::ToSchema;
 
 use crate::config::nearest;
@@ -240,12 +240,11 @@ type Key = (Vec<Option<String>>, String);
 ///
 /// # Errors
 /// When the ledger cannot be read.
-pub async fn report(store: &Store, by: &[Dimension], period: Period) -> anyhow::Result<Report> {
-    let session = store.session().await?;
+pub async fn report(session: &Session, by: &[Dimension], period: Period) -> anyhow::Result<Report> {
     let mut groups: BTreeMap<Key, (Sums, u64)> = BTreeMap::new();
-    let unattributed_attempts = attempts(&session, by, period, &mut groups).await?;
-    let unattributed_cost = postings(&session, by, period, &mut groups).await?;
-    let tasks = distinct_tasks(&session, period).await?;
+    let unattributed_attempts = attempts(session, by, period, &mut groups).await?;
+    let unattributed_cost = postings(session, by, period, &mut groups).await?;
+    let tasks = distinct_tasks(session, period).await?;
 
     let mut rows: Vec<Row> =
         groups.into_iter().map(|((key, line), (sums, tasks))| Row { key, line, sums, tasks }).collect();

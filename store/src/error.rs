@@ -2,6 +2,11 @@
 
 use std::path::PathBuf;
 
+use datafusion::common::utils::datafusion_strsim;
+use datafusion::common::{Column, SchemaError};
+use datafusion::error::DataFusionError;
+use datafusion::sql::sqlparser::parser::ParserError;
+
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -93,9 +98,9 @@ impl From<arrow::error::ArrowError> for StoreError {
     }
 }
 
-impl From<datafusion::error::DataFusionError> for StoreError {
-    fn from(error: datafusion::error::DataFusionError) -> StoreError {
-        StoreError::Sql(error.strip_backtrace())
+impl From<DataFusionError> for StoreError {
+    fn from(error: DataFusionError) -> StoreError {
+        StoreError::Sql(in_words(&error))
     }
 }
 
@@ -103,4 +108,66 @@ impl From<object_store::Error> for StoreError {
     fn from(error: object_store::Error) -> StoreError {
         StoreError::Io { action: "use the object store".to_owned(), source: std::io::Error::other(error) }
     }
+}
+
+/// What is wrong with a query, in the words of whoever wrote it rather than of the engine.
+fn in_words(error: &DataFusionError) -> String {
+    match error.find_root() {
+        DataFusionError::SQL(error, _) => match error.as_ref() {
+            ParserError::TokenizerError(reason) | ParserError::ParserError(reason) => {
+                format!("the query is not SQL: {}", lower_first(reason))
+            }
+            ParserError::RecursionLimitExceeded => "the query is nested too deeply".to_owned(),
+        },
+        DataFusionError::SchemaError(error, _) => match error.as_ref() {
+            SchemaError::FieldNotFound { field, valid_fields } => no_column(field, valid_fields),
+            other => other.to_string(),
+        },
+        DataFusionError::Plan(reason) => planned(reason),
+        DataFusionError::NotImplemented(reason) if reason.contains("a single SQL statement") => {
+            "write one statement at a time".to_owned()
+        }
+        other => {
+            let text = other.strip_backtrace();
+            if let Some((_, call)) = text.split_once("No function matches the given name and argument types ") {
+                let call = call.split(". ").next().unwrap_or(call);
+                return format!("no function takes these arguments: {call}");
+            }
+            ["Arrow error: ", "Execution error: ", "External error: "]
+                .iter()
+                .find_map(|prefix| text.strip_prefix(prefix))
+                .unwrap_or(&text)
+                .to_owned()
+        }
+    }
+}
+
+fn planned(reason: &str) -> String {
+    let missing = reason.strip_prefix("table 'datafusion.public.").and_then(|rest| rest.strip_suffix("' not found"));
+    if let Some(table) = missing {
+        return format!("there is no table `{table}`; the tables are attempts, postings, capacity and gaps");
+    }
+    if ["DML not", "DDL not", "Statement not"].iter().any(|start| reason.starts_with(start)) {
+        return "only reading is allowed; write a SELECT".to_owned();
+    }
+    if reason.starts_with("No SQL statements") {
+        return "the query is empty; write a SELECT".to_owned();
+    }
+    reason.to_owned()
+}
+
+/// An unknown column, with the nearest known one or all of them.
+fn no_column(field: &Column, known: &[Column]) -> String {
+    let alike = |name: &str| datafusion_strsim::normalized_levenshtein(&field.name, name);
+    let near = known.iter().map(|column| column.name.as_str()).max_by(|a, b| alike(a).total_cmp(&alike(b)));
+    let hint = match near {
+        Some(near) if alike(near) > 0.5 => format!("did you mean `{near}`?"),
+        _ => format!("there are {}", known.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ")),
+    };
+    format!("there is no column `{}`; {hint}", field.name)
+}
+
+fn lower_first(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_lowercase().chain(letters).collect())
 }

@@ -13,6 +13,7 @@ pub mod import;
 mod lock;
 pub mod log;
 mod memory;
+pub mod parquet;
 pub mod sql;
 pub mod store;
 pub mod tables;

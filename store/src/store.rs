@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use ledger::{Attempt, AttemptId, Charge, Fact, Opened, Outcome, Timeline, Timestamp, TokenUsage, UsageQuality};
+use ledger::{
+    Attempt, AttemptId, Charge, Fact, Opened, Operation, Outcome, Timeline, Timestamp, TokenUsage, UnpricedReason,
+    UsageQuality,
+};
 use object_store::local::LocalFileSystem;
 use serde::Serialize;
 use tokio::sync::{Mutex, Notify};
@@ -53,10 +56,10 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Options {
         Options {
-            segment_bytes_max: 16 * 1024 * 1024,
+            segment_bytes_max: 8 * 1024 * 1024,
             record_bytes_max: 1024 * 1024,
             sync_within: Duration::from_millis(5),
-            flush_bytes: 8 * 1024 * 1024,
+            flush_bytes: 4 * 1024 * 1024,
             compact_every: 40,
             query_memory_bytes: 512 * 1024 * 1024,
             log_retention: Duration::from_secs(3_600),
@@ -440,7 +443,15 @@ fn replay(log_dir: &Path) -> Result<Replay, StoreError> {
 
 /// The attempt that stands for one whose end nobody saw: its usage is the estimate, and its timeline ends where it began.
 fn crashed(opened: Opened, price: PriceOpened<'_>) -> Attempt {
-    let charge = price(&opened, &opened.estimate);
+    // Where nothing could be counted, nothing is known: that is no estimate of zero.
+    let known = opened.estimate != TokenUsage::default();
+    let free = matches!(opened.route.operation, Operation::CountTokens | Operation::Models);
+    let charge = match price(&opened, &opened.estimate) {
+        Charge::Priced { .. } | Charge::Estimated { .. } if !known && !free => {
+            Charge::Unpriced { reason: UnpricedReason::NoUsage }
+        }
+        charge => charge,
+    };
     Attempt {
         id: opened.id,
         source: ledger::Source::Gateway,
@@ -450,7 +461,7 @@ fn crashed(opened: Opened, price: PriceOpened<'_>) -> Attempt {
         outcome: Outcome::Crashed,
         status: None,
         usage: opened.estimate,
-        usage_quality: UsageQuality::Estimated,
+        usage_quality: if known || free { UsageQuality::Estimated } else { UsageQuality::Missing },
         charge,
     }
 }

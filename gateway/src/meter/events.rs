@@ -46,6 +46,8 @@ pub(super) struct Reader {
     usage: Option<RawUsage>,
     usage_final: bool,
     finished: bool,
+    /// The body is a receipt: the answer is made later and read apart.
+    pub pending: bool,
     pub terminal: bool,
     pub id: Option<String>,
     pub model: Option<String>,
@@ -66,6 +68,7 @@ impl Reader {
             usage: None,
             usage_final: false,
             finished: false,
+            pending: false,
             terminal: false,
             id: None,
             model: None,
@@ -124,6 +127,7 @@ impl Reader {
             }
         } else {
             let envelope = Envelope::parse(json)?;
+            self.pending = self.operation == Operation::Responses && envelope.is_pending();
             self.absorb(self.kind.adapter().answer(self.operation, &envelope));
         }
         self.terminal = true;

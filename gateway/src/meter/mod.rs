@@ -193,6 +193,10 @@ impl AnswerMeter {
             // Known to use nothing.
             return Counts { usage: TokenUsage::default(), quality: UsageQuality::Reported, delivered: None };
         }
+        if self.reader.pending {
+            // What a background response will use is unknown: neither nothing nor just its input.
+            return Counts { usage: TokenUsage::default(), quality: UsageQuality::Missing, delivered: None };
+        }
         let read = self.reader.reading();
         let (reading, last_word) = read.unwrap_or_default();
         if read.is_some() && last_word && reading.input_known && reading.output_known {

@@ -257,7 +257,8 @@ fn without_usage_chunk(stream: &[u8]) -> Vec<u8> {
 
 #[test]
 fn the_end_is_told_with_the_bytes_that_a_client_could_act_on() {
-    let ends: [(&str, Kind, Operation, &[u8], &[u8]); 6] = {
+    type End<'a> = (&'a str, Kind, Operation, &'a [u8], &'a [u8]);
+    let ends: [End<'_>; 6] = {
         let (chat, chat_bytes) = fixture!("openai_chat.sse");
         let (messages, messages_bytes) = fixture!("anthropic_messages.sse");
         let (responses, responses_bytes) = fixture!("openai_responses.sse");
@@ -433,6 +434,16 @@ fn case_02_a_cut_stream_is_not_billed_at_its_first_count() {
     let metered = meter.finish(0, || panic!("the input was reported"));
     assert_eq!(metered.usage, TokenUsage { input: 10, cache_read: 5, output: 300, ..NONE });
     assert_eq!((metered.quality, metered.delivered_tokens_counted), (UsageQuality::Estimated, Some(300)));
+}
+
+#[test]
+fn a_receipt_for_a_background_response_is_no_usage() {
+    let body = br#"{"id":"resp_1","object":"response","status":"queued","model":"gpt-5","usage":null}"#;
+    let mut meter = AnswerMeter::new(Kind::OpenAi, Operation::Responses, false, false);
+    meter.feed(Bytes::from_static(body), 1);
+    let metered = meter.finish(2, || Some(1_000));
+    assert_eq!((metered.quality, metered.usage), (UsageQuality::Missing, TokenUsage::default()));
+    assert_eq!(metered.response_id.as_deref(), Some("resp_1"));
 }
 
 #[test]

@@ -307,7 +307,7 @@ fn unrecorded() -> Refusal {
 /// Holds an answer back until its cost is known. Only for clients that asked for the cost and do not stream.
 async fn hold(live: Live, parts: http::response::Parts) -> Result<Response<Answer>, Refusal> {
     let mut parts = parts;
-    let mut live = Box::pin(live);
+    let mut live = live;
     let mut whole = Vec::new();
     while let Some(frame) = live.frame().await {
         let frame = frame.map_err(|error| Refusal::new(error.status(), format!("the answer is lost: {error}")))?;
@@ -315,8 +315,9 @@ async fn hold(live: Live, parts: http::response::Parts) -> Result<Response<Answe
             whole.extend_from_slice(&chunk);
         }
         if u64::try_from(whole.len()).is_ok_and(|bytes| bytes > HELD_BYTES_MAX) {
-            let message = "the answer is too long to be held back for its cost; ask without `x-farthing-report`";
-            return Err(Refusal::new(StatusCode::BAD_GATEWAY, message));
+            // Too long to be held back: it goes out as it comes, without its cost, rather than not at all.
+            live.give_back(Bytes::from(whole));
+            return Ok(Response::from_parts(parts, Answer::live(live)));
         }
     }
     if let Some(cost) = live.cost() {

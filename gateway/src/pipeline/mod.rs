@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll, ready};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use futures_util::future::BoxFuture;
@@ -79,7 +80,9 @@ async fn pass(
     let caller = identify::identify(&head, core.keys.load().as_ref(), settings.anonymous, peer, arrival.received_at)?;
 
     // Receive the body, whole: routing needs the model in it, and a retry needs it again.
-    let body = receive::body(body, &settings.limits).await?;
+    let receiving = receive::body(body, &settings.limits);
+    let whole = Duration::from_millis(settings.limits.request_ms_max);
+    let body = tokio::time::timeout(whole, receiving).await.unwrap_or_else(|_| Err(receive::too_slow()))?;
 
     // Inspect what is asked. A body that is not what it says it is would be metered wrongly, so it is not sent on.
     let inspected = surface::inspect(&head.method, path, receive::content_type(&head.headers), &body);
@@ -167,7 +170,7 @@ impl Drop for Outliving {
         let bound = core.settings.load().limits.drain_ms_max;
         self.core.background.run(async move {
             core.metrics.draining.up();
-            let answered = tokio::time::timeout(std::time::Duration::from_millis(bound), running).await;
+            let answered = tokio::time::timeout(Duration::from_millis(bound), running).await;
             if let Ok(Ok(response)) = answered {
                 response.into_body().drain().await;
             }

@@ -243,9 +243,14 @@ impl Open {
 impl Drop for Open {
     /// The last resort: whoever held the attempt is gone, so its client is too.
     fn drop(&mut self) {
-        if self.is_running() {
-            self.unanswered(Outcome::ClientAborted);
+        let Some(attempt) = &mut self.attempt else { return };
+        if attempt.status.is_some_and(|status| status >= 400) {
+            // An error used nothing that anybody knows of, also when nobody waited for its end.
+            let attempt = self.attempt.take();
+            attempt.map(|attempt| self.book(attempt, Outcome::UpstreamError));
+            return;
         }
+        self.unanswered(Outcome::ClientAborted);
     }
 }
 

@@ -66,6 +66,11 @@ pub(crate) fn check<'a>(head: &'a Parts, limits: &Limits) -> Result<&'a str, Ref
     check_target(&head.uri, absolute_form_allowed).map_err(|reason| Refusal::new(StatusCode::BAD_REQUEST, reason))
 }
 
+/// The answer to a body that takes too long, byte by byte or altogether.
+pub(crate) fn too_slow() -> Refusal {
+    Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time")
+}
+
 fn too_large(limits: &Limits) -> Refusal {
     let message = format!("the request body is larger than {} bytes", limits.body_bytes_max);
     Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, message)
@@ -79,7 +84,7 @@ pub(crate) async fn body(mut body: Incoming, limits: &Limits) -> Result<Bytes, R
     let mut whole = BytesMut::new();
     while !body.is_end_stream() {
         let Ok(frame) = tokio::time::timeout(idle, body.frame()).await else {
-            return Err(Refusal::new(StatusCode::REQUEST_TIMEOUT, "the request body did not arrive in time"));
+            return Err(too_slow());
         };
         let Some(frame) = frame else { break };
         let frame = frame.map_err(|_| Refusal::new(StatusCode::BAD_REQUEST, "the request body broke off"))?;

@@ -120,6 +120,8 @@ pub(crate) struct Envelope<'a> {
     #[serde(borrow)]
     pub message: Option<&'a RawValue>,
     #[serde(borrow)]
+    pub status: Option<&'a RawValue>,
+    #[serde(borrow)]
     pub response: Option<&'a RawValue>,
     #[serde(borrow, rename = "responseId")]
     pub response_id: Option<&'a RawValue>,
@@ -138,6 +140,11 @@ impl<'a> Envelope<'a> {
     /// The envelope inside a member, or an empty one.
     pub fn inside(member: Option<&'a RawValue>) -> Envelope<'a> {
         member.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default()
+    }
+
+    /// Whether this is the receipt of an answer that is still to be made.
+    pub fn is_pending(&self) -> bool {
+        self.status.is_some_and(|status| matches!(status.get(), "\"queued\"" | "\"in_progress\""))
     }
 
     /// The event's type, if it names one.

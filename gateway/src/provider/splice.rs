@@ -6,7 +6,8 @@ use std::ops::Range;
 use bytes::{Bytes, BytesMut};
 use ledger::Operation;
 
-use crate::surface::{Inspected, ModelPlace, tidy_path};
+use crate::keys::contains_key;
+use crate::surface::{Inspected, ModelPlace, percent_decoded, tidy_path};
 
 /// A request as an upstream gets it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,12 +23,14 @@ pub struct Prepared {
 /// Path and query without any `key=…`, the credential that Gemini clients may put there.
 #[must_use]
 pub fn without_query_key(path_and_query: &str) -> Cow<'_, str> {
-    without_pairs(path_and_query, |pair| pair.starts_with("key="))
+    without_pairs(path_and_query, |pair| percent_decoded(pair).starts_with("key="))
 }
 
 pub(super) fn prepare(request: &Inspected, path_and_query: &str, body: Bytes, model: Option<&str>) -> Prepared {
     // A key of ours in the query is for us alone, whatever credential goes upstream.
-    let path = without_pairs(path_and_query, |pair| pair.starts_with("key=fk-"));
+    let path = without_pairs(path_and_query, |pair| {
+        pair.starts_with("key=fk-") || contains_key(percent_decoded(pair).as_bytes())
+    });
     // Duplicate slashes come from base URLs that end in one; upstreams do not forgive them.
     let path = if request.operation == Operation::Other { path.into_owned() } else { tidy_path(&path) };
     let mut edits: Vec<(Range<usize>, Cow<'_, str>)> = Vec::new();

@@ -116,6 +116,22 @@ async fn case_04_a_non_streaming_disconnect_books_the_whole_answer() {
     }
 }
 
+/// The price card is the reporter's: cache hits at half of the input.
+#[tokio::test]
+async fn case_06_gemini_cache_hits_are_booked_at_their_own_price() {
+    let body = r#"{"candidates":[{"content":{"parts":[{"text":"Done"}]},"finishReason":"STOP"}],"modelVersion":"gemini-2.5-pro","responseId":"r1","usageMetadata":{"promptTokenCount":262960,"cachedContentTokenCount":257955,"candidatesTokenCount":1744,"totalTokenCount":264704}}"#;
+    let upstream = Upstream::start([json(200, body)]).await;
+    let world = World::start(settings(&[("google", Kind::Gemini, &upstream)])).await;
+    let card = r#"{"price":[{"provider":"google","model":"gemini-2.5-pro","input":"1.25","cache_read":"0.625","output":"10"}]}"#;
+    let overrides = serde_json::from_str(card).unwrap();
+    world.prices.store(ledger::price::PriceBook::base().with_overrides(overrides).into());
+    let ask = r#"{"contents":[{"role":"user","parts":[{"text":"Go on."}]}]}"#;
+    assert_eq!(world.send("/v1beta/models/gemini-2.5-pro:generateContent", ask).await.text, body);
+    let attempt = world.one().await;
+    assert_eq!((attempt.usage.input, attempt.usage.cache_read, attempt.usage.output), (5_005, 257_955, 1_744));
+    assert_eq!(attempt.charge.costs().unwrap().effective_cost.rounded(4), "0.1849");
+}
+
 #[tokio::test]
 async fn case_10_the_reported_tier_and_dated_model_decide_the_price() {
     let cases = [

@@ -305,3 +305,34 @@ async fn client_errors_are_not_retried_and_a_client_that_left_starts_nothing_new
     assert_eq!((attempt.outcome, attempt.status), (Outcome::UpstreamError, Some(500)));
     assert!(b.received().is_empty());
 }
+
+#[tokio::test]
+async fn a_client_that_leaves_during_an_error_does_not_make_it_cost_something() {
+    let head = "HTTP/1.1 500 X\r\ncontent-type: application/json\r\ncontent-length: 20\r\n\r\n{";
+    let (a, b) = (Upstream::start([vec![write(head), Step::Stall]]).await, Upstream::start([chat(1, 1)]).await);
+    let world = World::start(two(&a, &b, 0)).await;
+    let request: Request<Full<_>> = world.post("/v1/chat/completions").body(CHAT_STREAM.into()).unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(200), world.ask(request)).await.is_err());
+    let attempt = world.one().await;
+    assert_eq!((attempt.outcome, attempt.status), (Outcome::UpstreamError, Some(500)));
+    assert_eq!((attempt.usage_quality, attempt.charge.name()), (UsageQuality::Missing, "unpriced"));
+}
+
+#[tokio::test]
+async fn a_body_that_trickles_has_only_so_much_time() {
+    let (upstream, world) = world_of(chat(1, 1), |settings| settings.limits.request_ms_max = 300).await;
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 900\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let (mut reading, mut writing) = stream.into_split();
+    let trickle = tokio::spawn(async move {
+        while writing.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await
+        }
+    });
+    let mut answer = vec![0; 64];
+    let read =
+        tokio::time::timeout(Duration::from_secs(3), reading.read(&mut answer)).await.expect("an answer").unwrap();
+    trickle.abort();
+    assert!(answer[..read].starts_with(b"HTTP/1.1 408") && upstream.received().is_empty());
+}

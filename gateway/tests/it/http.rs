@@ -332,3 +332,27 @@ async fn answers_of_unknown_length_end_only_after_their_record() {
     assert_eq!((answered.text.as_str(), answered.whole), (body, true));
     assert_eq!(world.one().await.outcome, Outcome::Completed);
 }
+
+#[tokio::test]
+async fn an_answer_too_long_to_hold_for_its_cost_still_arrives_whole() {
+    let long = format!("{{\"x\":\"{}\"}}", "a".repeat(17 << 20));
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let (_upstream, world) = openai(vec![write(head), chunk(&long), last_chunk()]).await;
+    let request = world.post("/v1/unheard/of").header("x-farthing-report", "cost").body(CHAT.into()).unwrap();
+    let answered = world.ask(request).await;
+    assert!(answered.status == 200 && answered.whole && answered.text == long, "{}", answered.text.len());
+    assert_eq!(world.one().await.outcome, Outcome::Completed);
+}
+
+#[tokio::test]
+async fn a_key_of_ours_reaches_no_upstream_in_any_spelling_of_the_query() {
+    let (upstream, world) = openai(chat(9, 1)).await;
+    let other = gateway::mint([6; 32], &[1; 32]).0;
+    let escaped = other.reveal().replacen('f', "%66", 1);
+    for query in [format!("k%65y={escaped}&a=1"), format!("a=1&api_key={}", other.reveal())] {
+        world.send(&format!("/v1/chat/completions?{query}"), CHAT).await;
+    }
+    for received in upstream.received() {
+        assert!(received.head.starts_with("post /v1/chat/completions?a=1 "), "{}", received.head);
+    }
+}

@@ -133,6 +133,7 @@ pub struct World {
     pub gateway: Gateway,
     pub journal: Arc<MemoryJournal>,
     pub settings: Arc<ArcSwap<Settings>>,
+    pub prices: Arc<ArcSwap<PriceBook>>,
     pub client: TestClient,
     pub stop: Option<oneshot::Sender<()>>,
     pub serving: Option<JoinHandle<()>>,
@@ -172,10 +173,11 @@ impl World {
             lost: AtomicU64::new(0),
         });
         let settings = Arc::new(ArcSwap::from_pointee(settings));
+        let prices = Arc::new(ArcSwap::from_pointee(PriceBook::base()));
         let gateway = Gateway::new(Parts {
             settings: Arc::clone(&settings),
             keys: Arc::new(ArcSwap::from_pointee(keys)),
-            prices: Arc::new(ArcSwap::from_pointee(PriceBook::base())),
+            prices: Arc::clone(&prices),
             journal: Arc::clone(&journal) as Arc<dyn Journal>,
             clock: Arc::new(TestClock::new()),
         });
@@ -187,7 +189,7 @@ impl World {
             running.serve(listener, tls, async { stopped.await.unwrap_or(()) }).await.unwrap();
         });
         let client = Client::builder(TokioExecutor::new()).build_http();
-        World { address, gateway, journal, settings, client, stop: Some(stop), serving: Some(serving) }
+        World { address, gateway, journal, settings, prices, client, stop: Some(stop), serving: Some(serving) }
     }
 
     pub fn post(&self, path: &str) -> http::request::Builder {

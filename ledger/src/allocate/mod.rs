@@ -3,14 +3,17 @@
 //! [`share`] divides one step. By what is known, [`steps`] (tier A), [`sweep`] over [`timeline`]s (tier B) and [`counters`] (tier C) turn
 //! that into seconds for each request; [`colocated`] divides a GPU among engines, [`idle`] names what nobody used, and
 //! [`pool`] makes postings of it all that add up to the pool's cost. The constants come from [`fit`], the model's
-//! dimensions from [`shape`], the rules from [`policy`], and [`quality`] says how far to believe it.
+//! dimensions from [`shape`], the rules from [`policy`], and [`quality`] says how far to believe it; [`calibrate`] does both for one
+//! engine's timelines. [`terms`] and [`full_load`] explain a bill.
 //!
 //! The model decides shares, never totals: a bad model moves money between requests, it cannot create or lose any.
 
 mod books;
+pub mod calibrate;
 pub mod colocated;
 pub mod counters;
 pub mod fit;
+pub mod full_load;
 pub mod idle;
 #[cfg(test)]
 pub(crate) mod measured;
@@ -22,6 +25,7 @@ pub mod shape;
 pub mod share;
 pub mod steps;
 pub mod sweep;
+pub mod terms;
 pub mod timeline;
 
 #[cfg(test)]

@@ -37,6 +37,15 @@ impl Method {
         1
     }
 
+    /// How many input tokens an output token counts as, for the methods that count tokens.
+    #[must_use]
+    pub const fn output_weight(self) -> f64 {
+        match self {
+            Method::WeightedTokens => 2.0,
+            Method::Roofline | Method::Tokens | Method::EqualTime => 1.0,
+        }
+    }
+
     /// The method of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Method> {

@@ -11,7 +11,7 @@ use super::colocated::{MIG_ALPHA, MigSlice, mig, time_sliced};
 use super::idle::Idle;
 use super::policy::{Method, Policy, WasteRule};
 use super::replica::Replica;
-use super::sweep::{Part, Sweep};
+use super::terms::{in_order, parts_within, tokens_within};
 use super::timeline::{EngineTimeline, Limits};
 use crate::capacity::{CapacityFact, PurchaseOption, latest};
 use crate::context::{Context, Label};
@@ -332,37 +332,8 @@ struct Swept<'a> {
 
 /// Runs one engine's requests through the sweep and keeps what falls within `span`.
 fn sweep<'a>(engine: &Engine, served: &[&'a Served], span: Period, method: Method) -> Swept<'a> {
-    let mut order: Vec<(EngineTimeline, &Served)> = served
-        .iter()
-        .map(|one| (one.timeline.ordered(), *one))
-        .filter(|(timeline, _)| timeline.scheduled < span.end && span.start < timeline.last_token)
-        .collect();
-    order.sort_by_key(|(timeline, one)| (timeline.scheduled, one.attempt));
-    let Some(base) = order.first().map(|(timeline, _)| timeline.scheduled) else { return Swept::default() };
-
-    let mut seconds = vec![(0.0, 0.0); order.len()];
-    let mut within = false;
-    let constants = if method == Method::EqualTime { engine.constants.overhead_only() } else { engine.constants };
-    let mut running = Sweep::new(constants, engine.limits, base);
-    let emit = |seconds: &mut Vec<(f64, f64)>, within: bool, part: Part| {
-        if let Some(sum) = usize::try_from(part.tag).ok().and_then(|tag| seconds.get_mut(tag)).filter(|_| within) {
-            sum.0 += part.share.total_s();
-            sum.1 += part.waste_s;
-        }
-    };
-    // What happened before the interval belongs to the interval before; the state at its start does not.
-    for (tag, (timeline, _)) in order.iter().enumerate() {
-        if !within && timeline.scheduled >= span.start {
-            running.cut(span.start, &mut |part| emit(&mut seconds, false, part));
-            within = true;
-        }
-        running.push(tag as u64, timeline, &mut |part| emit(&mut seconds, within, part));
-    }
-    if !within {
-        running.cut(span.start, &mut |part| emit(&mut seconds, false, part));
-    }
-    running.cut(span.end, &mut |part| emit(&mut seconds, true, part));
-
+    let order = in_order(served, span);
+    let swept = parts_within(engine, &order, span, method);
     let clipped: Vec<Period> = order
         .iter()
         .filter_map(|(timeline, _)| Period { start: timeline.scheduled, end: timeline.last_token }.intersect(span))
@@ -370,28 +341,16 @@ fn sweep<'a>(engine: &Engine, served: &[&'a Served], span: Period, method: Metho
     let busy = union(&clipped, span.start);
     let parts = order
         .iter()
-        .zip(seconds)
-        .map(|((timeline, one), (seconds, waste))| match method {
-            Method::Roofline | Method::EqualTime => (*one, seconds, waste),
-            Method::Tokens => (*one, tokens_within(timeline, span, 1.0), 0.0),
-            Method::WeightedTokens => (*one, tokens_within(timeline, span, 2.0), 0.0),
+        .zip(swept)
+        .map(|((timeline, one), part)| match method {
+            Method::Roofline | Method::EqualTime => (*one, part.share.total_s(), part.waste_s),
+            Method::Tokens | Method::WeightedTokens => {
+                let [input, output] = tokens_within(timeline, span);
+                (*one, input + method.output_weight() * output, 0.0)
+            }
         })
         .collect();
     Swept { parts, busy }
-}
-
-/// Tokens of a request within a span, its phases taken as even, an output token counting `output_weight`.
-fn tokens_within(timeline: &EngineTimeline, span: Period, output_weight: f64) -> f64 {
-    let part = |start: Timestamp, end: Timestamp| {
-        let phase = Period { start, end };
-        match phase.intersect(span) {
-            Some(both) => both.micros() as f64 / phase.micros() as f64,
-            // A phase of no length lies inside or outside as a whole.
-            None => f64::from(u8::from(start == end && span.contains(start))),
-        }
-    };
-    f64::from(timeline.input_tokens) * part(timeline.scheduled, timeline.first_token)
-        + output_weight * f64::from(timeline.output_tokens) * part(timeline.first_token, timeline.last_token)
 }
 
 /// The union of periods that come in the order of their starts, in seconds from `base`.

@@ -72,11 +72,12 @@ impl Study {
     }
 }
 
-/// Flat per token, the diagonal and the smoothed rule against the exact value, over `rounds` random batches.
-fn study(rounds: usize, mut batch: impl FnMut(&mut Dice) -> Vec<Work>) -> [Study; 3] {
+/// Equal parts, flat tokens, tokens with an output token counting twice, the diagonal and the smoothed rule against the
+/// exact value, over `rounds` random batches.
+fn study(rounds: usize, mut batch: impl FnMut(&mut Dice) -> Vec<Work>) -> [Study; 5] {
     let replica = Replica::unfitted(ModelShape::LLAMA_3_1_8B.into(), GpuSheet::H100, 1);
     let mut dice = Dice(42);
-    let mut errors = [const { Vec::new() }; 3];
+    let mut errors = [const { Vec::new() }; 5];
     for _ in 0..rounds {
         let works = batch(&mut dice);
         let demands: Vec<Demand> = works.iter().map(|&work| replica.demand(work)).collect();
@@ -84,10 +85,18 @@ fn study(rounds: usize, mut batch: impl FnMut(&mut Dice) -> Vec<Work>) -> [Study
         let fixed = replica.fixed(tokens);
         let truth = exact(fixed, &demands);
         let step_s = fixed.step_s(&demands);
-        let flat: Vec<f64> = works.iter().map(|work| step_s * f64::from(work.new_tokens) / tokens).collect();
-        errors[0].push(misallocation(&flat, &truth));
-        errors[1].push(misallocation(&totals(&diagonal(fixed, &demands)), &truth));
-        errors[2].push(misallocation(&totals(&smoothed(fixed, &demands)), &truth));
+        // A request that adds one token to the batch is decoding, all others compute their input.
+        let by = |weight: &dyn Fn(Work) -> f64| -> Vec<f64> {
+            let all: f64 = works.iter().map(|&work| weight(work)).sum();
+            works.iter().map(|&work| step_s * weight(work) / all).collect()
+        };
+        let flat = by(&|work| f64::from(work.new_tokens));
+        let weighted = by(&|work| if work.new_tokens == 1 { 2.0 } else { f64::from(work.new_tokens) });
+        let rules = [diagonal, smoothed].map(|rule| totals(&rule(fixed, &demands)));
+        let [diagonal, smoothed] = rules;
+        for (errors, shares) in errors.iter_mut().zip([by(&|_| 1.0), flat, weighted, diagonal, smoothed]) {
+            errors.push(misallocation(&shares, &truth));
+        }
     }
     errors.map(|errors| Study::of(&errors))
 }
@@ -130,10 +139,14 @@ fn ridge(dice: &mut Dice) -> Vec<Work> {
 
 #[test]
 fn misallocation_against_exact_shapley() {
-    for (name, [flat, diagonal, smoothed]) in
+    for (name, [equal, flat, weighted, diagonal, smoothed]) in
         [("mild", study(60, mild)), ("lumpy", study(60, lumpy)), ("ridge", study(60, ridge))]
     {
-        println!("{name}: flat {flat:.4?} diagonal {diagonal:.4?} smoothed {smoothed:.4?}");
+        for (method, Study { mean, worst }) in
+            [("equal", equal), ("flat", flat), ("weighted", weighted), ("diagonal", diagonal), ("smoothed", smoothed)]
+        {
+            println!("against exact Shapley, {name}, {method}: mean {mean:.4} worst {worst:.4}");
+        }
         assert!(diagonal.mean <= 0.03, "{name}: {diagonal:?}");
         assert!(smoothed.mean <= 0.01 && smoothed.worst <= 0.03, "{name}: {smoothed:?}");
         assert!(flat.mean > 3.0 * diagonal.mean, "{name}: flat {flat:?}");

@@ -101,6 +101,36 @@ fn misallocation(truth: &[f64], other: &[f64]) -> f64 {
     truth.iter().zip(other).map(|(x, y)| (x / a - y / b).abs()).sum::<f64>() / 2.0
 }
 
+/// The split that OpenCost derives from an engine's counters: cost goes to input and output tokens in proportion to
+/// prefill seconds and to the sum of each request's *mean* time of an output token, and then flat within each.
+fn by_split(timelines: &[EngineTimeline]) -> Vec<f64> {
+    let sum = |of: &dyn Fn(&EngineTimeline) -> f64| timelines.iter().map(of).sum::<f64>();
+    let seconds = |from: Timestamp, until: Timestamp| until.micros_since(from) as f64 * 1e-6;
+    let prefill_s = sum(&|one| seconds(one.scheduled, one.first_token));
+    let means_s =
+        sum(&|one| seconds(one.first_token, one.last_token) / f64::from(one.output_tokens.saturating_sub(1).max(1)));
+    let input_part = prefill_s / (prefill_s + means_s);
+    let (input, output) = (sum(&|one| f64::from(one.input_tokens)), sum(&|one| f64::from(one.output_tokens)));
+    let share = |one: &EngineTimeline| {
+        input_part * f64::from(one.input_tokens) / input + (1.0 - input_part) * f64::from(one.output_tokens) / output
+    };
+    timelines.iter().map(share).collect()
+}
+
+/// Every moment in equal parts to the requests that run.
+fn equal_time(replica: &Replica, timelines: &[EngineTimeline]) -> Vec<f64> {
+    let mut order: Vec<usize> = (0..timelines.len()).collect();
+    order.sort_by_key(|&i| (timelines[i].scheduled, i));
+    let mut sweep = Sweep::new(replica.overhead_only(), Limits::default(), Timestamp::from_micros(0));
+    let mut shares = vec![0.0; timelines.len()];
+    let mut emit = |part: super::sweep::Part| shares[usize::try_from(part.tag).unwrap()] += part.share.total_s();
+    for i in order {
+        sweep.push(i as u64, &timelines[i], &mut emit);
+    }
+    sweep.finish(&mut emit);
+    shares
+}
+
 #[test]
 fn knowing_less_costs_accuracy_and_flat_tokens_cost_most() {
     for (name, gap_s, overlap) in [("quiet", 0.5, 1.0), ("busy", 0.12, 1.0), ("busy, no overlap", 0.12, 0.0)] {
@@ -112,6 +142,7 @@ fn knowing_less_costs_accuracy_and_flat_tokens_cost_most() {
 
         let mut swept = vec![Share::default(); jobs.len()];
         let mut sweep = Sweep::new(replica, Limits::default(), Timestamp::from_micros(0));
+        let engine = timelines.clone();
         let mut order: Vec<usize> = (0..jobs.len()).collect();
         order.sort_by_key(|&i| (timelines[i].scheduled, i));
         let mut emit = |part: super::sweep::Part| swept[usize::try_from(part.tag).unwrap()] += part.share;
@@ -134,9 +165,22 @@ fn knowing_less_costs_accuracy_and_flat_tokens_cost_most() {
             .collect();
         let counters = rates.share(&counted, charged.busy_s);
         let flat: Vec<f64> = jobs.iter().map(|&(_, input, output)| f64::from(input + output)).collect();
+        let weighted: Vec<f64> = jobs.iter().map(|&(_, input, output)| f64::from(input + 2 * output)).collect();
+        let split = by_split(&engine);
+        let equal = equal_time(&replica, &engine);
 
         let [b, c, tokens] = [&timelines, &counters, &flat].map(|other| misallocation(&per_step, other));
-        println!("{name}: batch {batch:.1}; misallocated against tier A: B {b:.4}, C {c:.4}, flat tokens {tokens:.4}");
+        for (method, shares) in [
+            ("tier B", &timelines),
+            ("tier C", &counters),
+            ("flat", &flat),
+            ("weighted", &weighted),
+            ("opencost", &split),
+            ("equal", &equal),
+        ] {
+            let wrong = misallocation(&per_step, shares);
+            println!("against tier A, {name}, batch {batch:.1}, {method}: {wrong:.4}");
+        }
         assert!(b < 0.02 && b < c && c < tokens, "{name}");
     }
 }

@@ -24,7 +24,7 @@ type Answer = Result<Json<Value>, ApiError>;
 pub async fn report(Shared(state): Shared<State>, Query(of): Query<Grouping>) -> Result<Json<Report>, ApiError> {
     let by = dimensions(of.by.split(',')).map_err(ApiError::bad_request)?;
     let period = period(of.from.as_deref(), of.to.as_deref())?;
-    Ok(Json(grouped(&state.store, &by, period).await?))
+    Ok(Json(grouped(&state.store.session().await?, &by, period).await?))
 }
 
 /// The newest attempts.
@@ -73,7 +73,7 @@ async fn listed(state: &State, table: &str, time: &str, of: &Listing) -> Answer 
     responses((status = 200, body = Vec<Object>), (status = 400, body = ErrorBody)))]
 pub async fn pools(Shared(state): Shared<State>, Query(span): Query<Span>) -> Answer {
     let period = period(span.from.as_deref(), span.to.as_deref())?;
-    Ok(Json(crate::live::pools(&state.store, period).await?.into()))
+    Ok(Json(crate::live::pools(&state.store.session().await?, period).await?.into()))
 }
 
 /// Whether the books balance.

@@ -17,7 +17,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         let query = axum::extract::Query::<T>::try_from_uri(&parts.uri);
-        query.map(|query| Query(query.0)).map_err(|error| ApiError::bad_request(error.body_text()))
+        query.map(|query| Query(query.0)).map_err(|error| {
+            // The reader's own preamble and its repetition of the name say nothing to whoever made the mistake.
+            let text = error.body_text();
+            let text = text.strip_prefix("Failed to deserialize query string: ").unwrap_or(&text);
+            let text = text.find("unknown field").map_or(text, |at| &text[at..]);
+            ApiError::bad_request(text.replace("unknown field", "unknown parameter"))
+        })
     }
 }
 
@@ -100,11 +106,11 @@ pub struct SqlQuery {
 /// Reads both ends of a span.
 ///
 /// # Errors
-/// When one is no time.
+/// When one is no time, or nothing lies between them.
 pub fn period(from: Option<&str>, to: Option<&str>) -> Result<Period, ApiError> {
-    let read = |text: Option<&str>, otherwise: Timestamp| match text {
-        Some(text) if !text.is_empty() => text.parse().map_err(ApiError::bad_request),
-        _ => Ok(otherwise),
+    let read = |text: Option<&str>| -> Result<Option<Timestamp>, ApiError> {
+        text.filter(|text| !text.is_empty()).map(|text| text.parse().map_err(ApiError::bad_request)).transpose()
     };
-    Ok(Period { start: read(from, Period::ALL.start)?, end: read(to, Period::ALL.end)? })
+    let (from, to) = (read(from)?, read(to)?);
+    crate::cli::Span { from, to }.period().map_err(ApiError::bad_request)
 }

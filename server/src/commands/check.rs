@@ -20,11 +20,12 @@ pub async fn run(app: &App) -> anyhow::Result<ExitCode> {
         render::say_json(&json!({ "file": loaded.file, "ok": wrong.is_empty(), "problems": wrong }))?;
     } else if wrong.is_empty() {
         let config = &loaded.config;
+        let counted = |count: usize, noun: &str| render::counted(u64::try_from(count).unwrap_or(u64::MAX), noun);
         render::say(&format!(
-            "{file} is right: {} upstreams, {} routes, {} pools; gateway on {}, admin on {}",
-            config.upstream.len(),
-            config.route.len(),
-            config.pool.len(),
+            "{file} is right: {}, {}, {}; gateway on {}, admin on {}",
+            counted(config.upstream.len(), "upstream"),
+            counted(config.route.len(), "route"),
+            counted(config.pool.len(), "pool"),
             config.gateway.listen,
             config.admin.listen
         ))?;

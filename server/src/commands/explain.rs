@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use ledger::{Attempt, Charge, Money, Posting, RequestId};
 use serde_json::{Value, json};
 use store::Found;
@@ -17,9 +17,12 @@ use crate::render::{self, printable};
 /// # Errors
 /// When the ledger has no such request.
 pub async fn run(app: &App, request_id: &str) -> anyhow::Result<ExitCode> {
-    let id: RequestId = request_id.trim().parse().with_context(|| {
-        format!("`{request_id}` is not a request id; it looks like 019abcde-0000-7000-8000-000000000000")
-    })?;
+    let Ok(id) = request_id.trim().parse::<RequestId>() else {
+        bail!(
+            "`{request_id}` is not a request id; one looks like 019abcde-0000-7000-8000-000000000000 and is in the \
+             header x-farthing-request-id of every answer"
+        );
+    };
     let store = books::read(&app.global.data_dir()).await?;
     let found = store.find_request(id).await?;
     if found.attempts.is_empty() && found.postings.is_empty() {
@@ -114,7 +117,11 @@ fn text(id: RequestId, found: &Found) -> String {
     let (sum, unpriced) = totals(found);
     let _ = writeln!(text, "\nsum of postings   {sum} USD");
     if unpriced > 0 {
-        let _ = writeln!(text, "unknown           {unpriced} attempts have no amount, which is not zero");
+        let _ = writeln!(
+            text,
+            "unknown           {} without an amount, which is not zero",
+            render::counted(u64::try_from(unpriced).unwrap_or(u64::MAX), "attempt")
+        );
     }
     let proof =
         if is_balanced(found) { "every charge is posted exactly" } else { "THE POSTINGS DO NOT ADD UP to the charges" };
@@ -190,7 +197,12 @@ fn one_attempt(text: &mut String, attempt: &Attempt) {
                 "  list {} USD, contracted {} USD{share}, effective {} USD{quality}",
                 costs.list_cost, costs.contracted_cost, costs.effective_cost
             );
-            let _ = writeln!(text, "  price book {}\n  rates {}", printable(rates.book()), printable(rates.as_str()));
+            let _ = writeln!(
+                text,
+                "  price book {}\n  rates {} (picodollars a token)",
+                printable(rates.book()),
+                printable(rates.as_str())
+            );
         }
     }
 }

@@ -35,8 +35,8 @@ pub async fn run(app: &App, options: &Import) -> anyhow::Result<ExitCode> {
     }
     for outcome in &outcomes {
         if let Some(rejects) = &outcome.rejects_file {
-            let (file, rejected) = (outcome.file.display(), outcome.rejected);
-            crate::complain(&format!("farthing: {file}: {rejected} rows refused; see {}", rejects.display()));
+            let (file, rejected) = (outcome.file.display(), render::counted(outcome.rejected, "row"));
+            crate::complain(&format!("farthing: {file}: {rejected} refused; see {}", rejects.display()));
         }
     }
     if app.global.json {

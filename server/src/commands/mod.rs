@@ -1,5 +1,6 @@
 //! One file a command. Each reads its options, asks the rest of the crate, and writes the answer.
 
+pub mod allocate;
 pub mod check;
 pub mod explain;
 pub mod export;

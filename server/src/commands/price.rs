@@ -57,7 +57,13 @@ async fn show(app: &App, model: &str, provider: Option<&str>, at: Option<Timesta
     };
     if cards.is_empty() {
         let models = book.models();
-        let names = models.iter().map(|(_, name)| name.as_str());
+        if let Some(provider) = provider.filter(|_| models.iter().any(|(_, name)| name == model)) {
+            let sellers: std::collections::BTreeSet<&str> =
+                models.iter().filter(|(_, name)| name == model).map(|(seller, _)| seller.as_str()).collect();
+            let sellers = sellers.into_iter().collect::<Vec<_>>().join(", ");
+            bail!("no price of `{provider}` is known for model `{model}`; known are those of {sellers}");
+        }
+        let names = models.iter().map(|(_, name)| name.as_str()).filter(|name| *name != model);
         let hint = nearest(model, names).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
         bail!("no price is known for model `{model}`{hint}");
     }
@@ -107,9 +113,16 @@ async fn import(app: &App, file: &Path) -> anyhow::Result<()> {
             "name": name, "cards": cards, "rejected": rejects.len(), "rejects_file": file_of_rejects
         }));
     }
-    render::say(&format!("price map {name}: {} price cards; new requests are priced by it", cards))?;
+    render::say(&format!(
+        "price map {name}: {}; new requests are priced by it",
+        render::counted(u64::try_from(cards)?, "price card")
+    ))?;
     if let Some(path) = file_of_rejects {
-        crate::complain(&format!("farthing: {} entries refused; see {}", rejects.len(), path.display()));
+        crate::complain(&format!(
+            "farthing: {} not imported; see {}",
+            render::counted(u64::try_from(rejects.len())?, "entry"),
+            path.display()
+        ));
     }
     Ok(())
 }
@@ -136,6 +149,7 @@ fn write_rejects(file: &Path, rejects: &[Reject]) -> anyhow::Result<Option<std::
 }
 
 async fn diff(app: &App, file: &Path, span: Span) -> anyhow::Result<()> {
+    let period = span.period().map_err(anyhow::Error::msg)?;
     let loaded = app.load()?;
     let (imported, _) = read_map(file)?;
     let name = imported.name.clone();
@@ -143,7 +157,7 @@ async fn diff(app: &App, file: &Path, span: Span) -> anyhow::Result<()> {
     let governance = governance::Governance::load(&store.control()).await?;
     let old = price_book(&loaded.config, governance.price_map.as_ref());
     let new = price_book(&loaded.config, Some(&imported));
-    let query = format!("SELECT * FROM attempts WHERE {}", rows::within("received_at", span.period()));
+    let query = format!("SELECT * FROM attempts WHERE {}", rows::within("received_at", period));
     let mut batches = store.sql_stream(&query).await?;
     let mut usages = Vec::new();
     while let Some(batch) = batches.next().await {
@@ -163,12 +177,19 @@ async fn diff(app: &App, file: &Path, span: Span) -> anyhow::Result<()> {
         ("unpriced now", Align::Right),
         ("unpriced then", Align::Right),
     ]);
+    let amounts = rerating.models.iter().flat_map(|(_, _, of)| [of.old, of.new, of.new - of.old]);
+    let places = render::places_for(amounts);
     let cells = |of: &ledger::price::Rerated| {
+        // Where nothing has an amount there is none to show: unknown is not zero.
+        let known = |unpriced: u64, amount: Money| match unpriced < of.attempts {
+            true => render::dollars_to(amount, places),
+            false => "unknown".to_owned(),
+        };
         [
             render::count(of.attempts),
-            render::dollars(of.old),
-            render::dollars(of.new),
-            render::dollars(of.new - of.old),
+            known(of.old_unpriced, of.old),
+            known(of.new_unpriced, of.new),
+            known(of.old_unpriced.max(of.new_unpriced), of.new - of.old),
             render::count(of.old_unpriced),
             render::count(of.new_unpriced),
         ]

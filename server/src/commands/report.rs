@@ -16,8 +16,9 @@ use crate::report::{Dimension, Report, Row, Sums, dimensions, report};
 /// When a dimension is unknown or the ledger cannot be read.
 pub async fn run(app: &App, options: &Options) -> anyhow::Result<ExitCode> {
     let by = dimensions(options.by.iter().map(String::as_str)).map_err(anyhow::Error::msg)?;
+    let period = options.span.period().map_err(anyhow::Error::msg)?;
     let store = books::read(&app.global.data_dir()).await?;
-    let report = report(&store, &by, options.span.period()).await?;
+    let report = report(&store.session().await?, &by, period).await?;
     if app.global.json {
         render::say_json(&document(&report, options.unit)?)?;
     } else {
@@ -46,6 +47,9 @@ pub fn document(report: &Report, unit: Option<Unit>) -> anyhow::Result<serde_jso
 /// The report as a table with totals, and what stands beside them.
 #[must_use]
 pub fn text(report: &Report, unit: Option<Unit>) -> String {
+    if report.rows.is_empty() {
+        return "nothing is booked in this time\n".to_owned();
+    }
     let columns = report.by.iter().map(|&name| (name, Align::Left)).chain([
         ("requests", Align::Right),
         ("attempts", Align::Right),
@@ -59,23 +63,33 @@ pub fn text(report: &Report, unit: Option<Unit>) -> String {
     let mut table = Table::new(columns.chain(unit.map(|unit| (unit_heading(unit), Align::Right))));
     let amounts = report.rows.iter().flat_map(|row| [row.sums.list_cost, row.sums.effective_cost]).flatten();
     let places = render::places_for(amounts);
+    let units = report.rows.iter().filter_map(|row| unit_cost(&row.sums, row.tasks, unit?));
+    let places = Places { cost: places, unit: render::places_for(units) };
     for row in &report.rows {
         table.row(names(report, row).into_iter().chain(cells(&row.sums, row.tasks, unit, places)));
     }
     let mut total = vec![String::new(); report.by.len()];
     "total".clone_into(&mut total[0]);
     table.total(total.into_iter().chain(cells(&report.total, report.tasks, unit, places)));
-    format!("{table}\n{}", notes(report))
+    format!("{table}\n{}", notes(report, unit))
+}
+
+/// Places of a column's amounts, so that they can be compared.
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    cost: u32,
+    unit: u32,
 }
 
 fn names(report: &Report, row: &Row) -> Vec<String> {
     let mut names: Vec<String> = row.key.iter().map(|value| value.clone().unwrap_or_else(|| "–".to_owned())).collect();
     if row.line != Line::Request.name() && !report.by.contains(&Dimension::Line.name()) {
-        // Costs of no request stand under their line's name; the pool follows where it is a dimension.
-        names[0] = match row.key[0].as_deref() {
-            Some(value) => format!("({}) {value}", line_label(&row.line)),
-            None => format!("({})", line_label(&row.line)),
-        };
+        // Costs of no request stand under their line's name, in the first column that has no value of its own.
+        let label = format!("({})", line_label(&row.line));
+        match row.key.iter().position(Option::is_none) {
+            Some(free) => names[free] = label,
+            None => names[0] = format!("{} {label}", names[0]),
+        }
     }
     names
 }
@@ -89,10 +103,10 @@ pub fn line_label(line: &str) -> String {
     }
 }
 
-fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: u32) -> Vec<String> {
+fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: Places) -> Vec<String> {
     // A group whose attempts all lack an amount shows none: unknown is not zero.
     let amount =
-        |amount: Option<Money>| amount.map_or("unknown".to_owned(), |amount| render::dollars_to(amount, places));
+        |amount: Option<Money>| amount.map_or("unknown".to_owned(), |amount| render::dollars_to(amount, places.cost));
     let counts = [
         sums.requests,
         sums.attempts,
@@ -104,7 +118,7 @@ fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: u32) -> Vec<String
     let mut cells: Vec<String> = counts.into_iter().map(render::count).collect();
     cells.extend([amount(sums.list_cost), amount(sums.effective_cost)]);
     if let Some(unit) = unit {
-        cells.push(unit_cost(sums, tasks, unit).map_or("–".to_owned(), render::dollars));
+        cells.push(unit_cost(sums, tasks, unit).map_or("–".to_owned(), |cost| render::dollars_to(cost, places.unit)));
     }
     cells
 }
@@ -140,34 +154,38 @@ const fn unit_heading(unit: Unit) -> &'static str {
     }
 }
 
-fn notes(report: &Report) -> String {
+fn notes(report: &Report, unit: Option<Unit>) -> String {
     let mut notes = Vec::new();
     let pico = |amount: Money| u128::try_from(amount.pico()).unwrap_or(0);
     let share = render::percent(pico(report.unattributed_cost), pico(report.request_cost));
     notes.push(match share {
         Some(share) => format!(
-            "unattributed: {share} of request cost ({} USD), {} attempts without a team",
+            "unattributed: {share} of request cost ({} USD), {} without a team",
             render::dollars(report.unattributed_cost),
-            render::count(report.unattributed_attempts)
+            render::counted(report.unattributed_attempts, "attempt")
         ),
         None => format!(
-            "unattributed: {} attempts without a team; no request has an amount yet",
-            render::count(report.unattributed_attempts)
+            "unattributed: {} without a team; no request has an amount yet",
+            render::counted(report.unattributed_attempts, "attempt")
         ),
     });
     if report.unallocated_pool_cost != Money::ZERO {
         notes.push(format!("pool cost not yet allocated: {} USD", render::dollars(report.unallocated_pool_cost)));
     }
     if report.total.unpriced_attempts > 0 {
-        let count = render::count(report.total.unpriced_attempts);
-        notes.push(format!("{count} attempts are unpriced: their cost is unknown and in no amount above"));
+        let attempts = render::counted(report.total.unpriced_attempts, "attempt");
+        notes.push(format!("unpriced: {attempts}, whose cost is unknown and in no amount above"));
     }
     if report.total.self_hosted_attempts > 0 {
-        let count = render::count(report.total.self_hosted_attempts);
-        notes.push(format!("{count} attempts ran on our own pools: their cost comes by allocation"));
+        let attempts = render::counted(report.total.self_hosted_attempts, "attempt");
+        notes.push(format!("on our own pools: {attempts}, whose cost comes by allocation"));
     }
     if report.total.estimated_attempts > 0 {
-        notes.push(format!("{} attempts have an estimated amount", render::count(report.total.estimated_attempts)));
+        let attempts = render::counted(report.total.estimated_attempts, "attempt");
+        notes.push(format!("estimated: the amounts of {attempts}"));
+    }
+    if unit.is_some() && report.total.unpriced_attempts + report.total.self_hosted_attempts > 0 {
+        notes.push("unit costs count every request and know only the amounts above: they are lower bounds".to_owned());
     }
     notes.into_iter().map(|note| note + "\n").collect()
 }
@@ -222,7 +240,7 @@ mod tests {
         assert!(line("–").contains("unknown"));
         assert!(line("(pool cost not yet allocated)").contains("2.2500"));
         assert!(line("total").contains("3.7500"));
-        assert!(text.contains("4 attempts are unpriced"));
+        assert!(text.contains("unpriced: 4 attempts"));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::App;
-use crate::{books, clock, render, wiring};
+use crate::{books, clock, pools, render};
 
 /// Settles every minute that has ended.
 ///
@@ -17,15 +17,15 @@ pub async fn run(app: &App) -> anyhow::Result<ExitCode> {
     books::read(&data).await?;
     let (store, ..) = books::write(&data, &loaded).await?;
     let now = clock::now();
-    let settled = wiring::settle(&store, Vec::new(), ledger::Period { end: now, ..ledger::Period::ALL }, now).await?;
+    let settled = pools::settle(&store, Vec::new(), ledger::Period { end: now, ..ledger::Period::ALL }, now).await?;
     store.flush(now).await?;
     if app.global.json {
         render::say_json(&json!({ "postings": settled.postings, "unallocated_usd": settled.amount }))?;
     } else if settled.postings == 0 {
         render::say("nothing to settle: every pool's cost is booked")?;
     } else {
-        let (postings, amount) = (render::count(settled.postings), render::dollars(settled.amount));
-        render::say(&format!("booked {amount} USD of pool cost in {postings} postings, on the line `unallocated`"))?;
+        let (postings, amount) = (render::counted(settled.postings, "posting"), render::dollars(settled.amount));
+        render::say(&format!("booked {amount} USD of pool cost in {postings}, on the line `unallocated`"))?;
     }
     Ok(ExitCode::SUCCESS)
 }

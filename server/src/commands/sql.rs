@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use arrow::array::RecordBatch;
-use arrow::datatypes::DataType;
+use arrow::datatypes::{DataType, Schema};
+use futures_util::StreamExt;
 use serde_json::{Map, Value};
+use store::StoreError;
 
 use super::App;
 use crate::cli::Sql;
@@ -17,13 +19,18 @@ use crate::{books, rows};
 /// When the query is wrong or is not a read.
 pub async fn run(app: &App, options: &Sql) -> anyhow::Result<ExitCode> {
     let store = books::read(&app.global.data_dir()).await?;
-    let batches = store.sql(&options.query).await?;
+    let mut stream = store.sql_stream(&options.query).await?;
+    let schema = stream.schema();
+    let mut batches = Vec::new();
+    while let Some(batch) = stream.next().await {
+        batches.push(batch.map_err(StoreError::from)?);
+    }
     if app.global.json {
         render::say_json(&documents(&batches)?)?;
     } else if options.csv {
-        render::say(&csv(&batches)?)?;
+        render::say(&csv(&schema, &batches)?)?;
     } else {
-        render::say(&table(&batches)?)?;
+        render::say(&table(&schema, &batches)?)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -47,11 +54,9 @@ pub fn documents(batches: &[RecordBatch]) -> anyhow::Result<Vec<Value>> {
     Ok(documents)
 }
 
-fn csv(batches: &[RecordBatch]) -> anyhow::Result<String> {
+fn csv(schema: &Schema, batches: &[RecordBatch]) -> anyhow::Result<String> {
     let mut writer = csv::Writer::from_writer(Vec::new());
-    if let Some(first) = batches.first() {
-        writer.write_record(first.schema().fields().iter().map(|field| field.name().as_str()))?;
-    }
+    writer.write_record(schema.fields().iter().map(|field| field.name().as_str()))?;
     for batch in batches {
         for row in 0..batch.num_rows() {
             let cells = batch.columns().iter().map(|column| rows::plain(column, row));
@@ -61,9 +66,7 @@ fn csv(batches: &[RecordBatch]) -> anyhow::Result<String> {
     Ok(String::from_utf8(writer.into_inner()?)?)
 }
 
-fn table(batches: &[RecordBatch]) -> anyhow::Result<String> {
-    let Some(first) = batches.first() else { return Ok("no rows".to_owned()) };
-    let schema = first.schema();
+fn table(schema: &Schema, batches: &[RecordBatch]) -> anyhow::Result<String> {
     let mut table = Table::new(schema.fields().iter().map(|field| {
         let number = field.data_type().is_numeric() || matches!(field.data_type(), DataType::Decimal128(..));
         (field.name().as_str(), if number { Align::Right } else { Align::Left })
@@ -71,11 +74,10 @@ fn table(batches: &[RecordBatch]) -> anyhow::Result<String> {
     let mut count = 0;
     for batch in batches {
         for row in 0..batch.num_rows() {
-            table.row(
-                batch.columns().iter().map(|column| rows::plain(column, row)).collect::<anyhow::Result<Vec<_>>>()?,
-            );
+            let cell = |column| anyhow::Ok(rows::text(column, row)?.unwrap_or_else(|| "NULL".to_owned()));
+            table.row(batch.columns().iter().map(|column| cell(column.as_ref())).collect::<anyhow::Result<Vec<_>>>()?);
             count += 1;
         }
     }
-    Ok(format!("{table}{count} {}\n", if count == 1 { "row" } else { "rows" }))
+    Ok(format!("{table}{}\n", render::counted(count, "row")))
 }

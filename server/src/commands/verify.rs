@@ -35,7 +35,10 @@ pub async fn run(app: &App) -> anyhow::Result<ExitCode> {
     } else {
         render::say(&text(&verification))?;
         match &chain {
-            Ok(entries) => render::say(&format!("control log     {} entries, chain intact", entries.len()))?,
+            Ok(entries) => render::say(&format!(
+                "control log     {}, chain intact",
+                render::counted(u64::try_from(entries.len())?, "entry")
+            ))?,
             Err(error) => render::say(&format!("control log     BROKEN: {error}"))?,
         }
     }
@@ -63,7 +66,7 @@ pub fn text(found: &Verification) -> String {
     line("mispriced", n(found.mispriced));
     line("missing files", n(found.missing_files));
     line("damaged frames", n(found.damaged_frames));
-    line("gaps", format!("{} ({} records lost)", n(found.gaps), n(found.lost)));
+    line("gaps", format!("{} ({} lost)", n(found.gaps), render::counted(found.lost, "record")));
     for example in &found.examples {
         let (kind, subject) = (render::printable(example.kind), render::printable(&example.subject));
         line(&format!("! {kind}"), format!("{subject}: {}", render::printable(&example.detail)));

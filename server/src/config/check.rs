@@ -219,6 +219,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_configurations_are_right() {
+        let pages = [include_str!("../../../docs/configuration.md"), include_str!("../../../README.md")];
+        for page in pages {
+            let (_, rest) = page.split_once("```toml\n").expect("a configuration");
+            let (text, _) = rest.split_once("```").expect("its end");
+            assert_eq!(problems(text, 0), "", "{text}");
+        }
+    }
+
+    #[test]
     fn beyond_loopback_needs_a_token_and_a_key() {
         let open = "[gateway]\nlisten = \"0.0.0.0:4000\"\n";
         assert!(problems(open, 1).contains("admin.token is not set"));

@@ -27,17 +27,58 @@ pub fn locate(text: &str, error: &toml::de::Error) -> Mistake {
     if let Some(message) = unknown_key(&raw, parent_of(text, &at, &section)) {
         return Mistake { line, message };
     }
-    let key = key_at(text, &at);
+    let key = key_at(text, &at).or_else(|| key_of_line(line_at(text, at.start.min(text.len()))));
     // Sections in their long form are named by their header alone.
     let place = match (section.is_empty(), key) {
         (false, Some(key)) => format!("{section}.{key}: "),
         (true, Some(key)) => format!("{key}: "),
-        (false, None) => format!("[{section}]: "),
-        (true, None) => String::new(),
+        (_, None) => place_of(&section),
     };
-    let fix = key.and_then(|key| correction(&section, key)).filter(|_| is_about_a_value(&raw));
+    if raw.ends_with("expected a sequence")
+        && section.split('.').next().is_some_and(|top| LISTS.contains(&top) || top.is_empty())
+    {
+        let name = if section.is_empty() { key.unwrap_or_default() } else { section.as_str() };
+        return Mistake {
+            line,
+            message: format!("{name}: there may be several; begin each with the line `[[{name}]]`"),
+        };
+    }
+    if let Some(missing) = raw.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+        let fix = correction(&section, missing).map_or(String::new(), |fix| format!("; add a line like `{fix}`"));
+        return Mistake { line, message: format!("{}`{missing}` is missing{fix}", place_of(&section)) };
+    }
+    let fix =
+        key.and_then(|key| correction(&section, key)).filter(|_| is_about_a_value(&raw) && !raw.contains("; write"));
     let fix = fix.map_or(String::new(), |fix| format!("; write it like `{fix}`"));
-    Mistake { line, message: format!("{place}{}{fix}", without_values(&raw)) }
+    Mistake { line, message: format!("{place}{}{fix}", in_words(&without_values(&raw))) }
+}
+
+/// Sections of which there may be several.
+const LISTS: [&str; 5] = ["upstream", "route", "pool", "price", "discount"];
+
+fn place_of(section: &str) -> String {
+    match section {
+        "" => String::new(),
+        list if LISTS.contains(&list) => format!("[[{list}]]: "),
+        other => format!("[{other}]: "),
+    }
+}
+
+/// The reader's message without the names of Rust's types.
+fn in_words(message: &str) -> String {
+    if let Some((wrong, expected)) =
+        message.strip_prefix("unknown variant ").and_then(|rest| rest.split_once(", expected "))
+    {
+        return format!("{wrong} is not one of {}", expected.trim_start_matches("one of ").replace(" or ", ", "));
+    }
+    let number = ["expected u16", "expected u32", "expected u64", "expected usize"];
+    let message = number
+        .iter()
+        .fold(message.to_owned(), |text, name| text.replace(name, "expected a whole number, not negative"));
+    message
+        .replace("invalid socket address syntax", "not an IP address with a port")
+        .replace("floating point", "the number")
+        .replace("duplicate key", "set twice")
 }
 
 /// The place of the value that the message quotes, where the reader only knows the table it is in.
@@ -154,6 +195,14 @@ fn key_at<'a>(text: &'a str, at: &Range<usize>) -> Option<&'a str> {
     (!key.is_empty()).then_some(key)
 }
 
+/// The key that a line sets.
+fn key_of_line(line: &str) -> Option<&str> {
+    let (key, _) = line.split_once('=')?;
+    let key = key.trim();
+    let is_name = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    (!key.is_empty() && is_name(key)).then_some(key)
+}
+
 /// The example's own line for this key.
 fn correction(section: &str, key: &str) -> Option<&'static str> {
     let assignment = |line: &'static str| {
@@ -161,6 +210,8 @@ fn correction(section: &str, key: &str) -> Option<&'static str> {
         (name.trim() == key).then(|| line.split(" #").next().unwrap_or(line).trim())
     };
     let mut current = "";
+    // A key outside all sections is none of theirs, whatever it is called.
+    let elsewhere = !section.is_empty();
     let mut anywhere = None;
     for line in EXAMPLE.lines() {
         if let Some(name) = header(line) {
@@ -172,7 +223,7 @@ fn correction(section: &str, key: &str) -> Option<&'static str> {
         }
         anywhere = anywhere.or(Some(found));
     }
-    anywhere
+    anywhere.filter(|_| elsewhere)
 }
 
 #[cfg(test)]
@@ -206,6 +257,21 @@ mod tests {
             ),
             ("[[discount]]\nprovider = \"a\"\npercent = \"101\"", 3, "write it like `percent = \"12.5\"`"),
             ("[admin]\ntoken = \"hunter2\"", 2, "{ env = \"NAME\" }"),
+            ("[gateway]\nlisten = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"", 3, "gateway.listen: set twice"),
+            (
+                "[gateway]\nlisten = \"localhost:4000\"",
+                2,
+                "gateway.listen: not an IP address with a port; write it like",
+            ),
+            ("[ledger]\nflush_every_ms = -1", 2, "expected a whole number, not negative"),
+            ("[ledger]\ndurability = \"disk\"", 2, "`disk` is not one of `process`, `power`"),
+            (
+                "[[pool]]\nname = \"a\"\ngpu = \"b\"\ngpus = 1",
+                1,
+                "[[pool]]: `usd_per_gpu_hour` is missing; add a line like",
+            ),
+            ("upstream = 3", 1, "upstream: there may be several; begin each with the line `[[upstream]]`"),
+            ("[pool]\nname = \"a\"", 1, "pool: there may be several; begin each with the line `[[pool]]`"),
             ("[[route]]\nmodel = \"a\"\ntargets = [{ upstrem = \"b\" }]", 3, "did you mean `upstream`?"),
         ];
         for (text, line, part) in cases {

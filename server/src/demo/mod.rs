@@ -203,7 +203,7 @@ async fn traffic(
 
 fn banner(gateway: &str, live: &str, data: &Path, options: &Demo) -> String {
     format!(
-        "Farthing demo: five simulated engines, three teams, {} seconds of traffic\n\n  live page  {live}\n  gateway    \
+        "Farthing demo: three simulated engines and two simulated providers, three teams, {} seconds of traffic\n\n  live page  {live}\n  gateway    \
          {gateway}\n  ledger     {}\n",
         options.seconds,
         data.display()
@@ -227,7 +227,7 @@ fn hints(outcome: &Outcome, data: &Path) -> String {
     let data = data.display();
     let request = outcome.some_request.as_deref().unwrap_or("REQUEST_ID");
     format!(
-        "next:\n  farthing --data {data} report --by team,feature --unit task\n  farthing --data {data} explain {request}\n  \
+        "\nnext:\n  farthing --data {data} report --by team,feature --unit task\n  farthing --data {data} explain {request}\n  \
          farthing --data {data} sql 'SELECT model, count(*) FROM attempts GROUP BY model'\n  farthing --data {data} verify\n"
     )
 }

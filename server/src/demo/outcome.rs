@@ -62,14 +62,15 @@ impl Outcome {
     /// When the ledger cannot be read.
     pub async fn of(store: &Store, seen: &Seen, engines: Vec<EngineTotals>) -> anyhow::Result<Outcome> {
         let booked = booked(store).await?;
-        let costs = report(store, &[Dimension::Team, Dimension::Model], Period::ALL).await?;
-        let pools = live::pools(store, Period::ALL).await?;
+        let session = &store.session().await?;
+        let costs = report(session, &[Dimension::Team, Dimension::Model], Period::ALL).await?;
+        let pools = live::pools(session, Period::ALL).await?;
         let amounts = pools.iter().filter_map(|pool| pool["cost"].as_str()?.parse::<Money>().ok());
         let count = |end: fn(&SeenEnd) -> bool| seen.calls.iter().filter(|call| end(&call.end)).count();
         Ok(Outcome {
             some_request: dearest(store).await?,
             pool_cost: amounts.sum(),
-            tasks: live::tasks(store, TASKS_MAX).await?,
+            tasks: live::tasks(session, TASKS_MAX).await?,
             verification: store.verify(&|_| {}).await?,
             compared: compare(seen, &booked),
             aborted: u64::try_from(count(|end| *end == SeenEnd::Aborted))?,
@@ -132,7 +133,7 @@ impl Outcome {
     /// The result for people.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text = format!("cost by team and model\n{}", reports::text(&self.costs, None));
+        let mut text = format!("\ncost by team and model\n{}", reports::text(&self.costs, None));
         text.push_str("\ndearest tasks\n");
         text.push_str(&self.tasks_table().to_string());
         text.push_str("\npools\n");
@@ -166,9 +167,11 @@ impl Outcome {
         ]);
         let words = |task: &Value, name: &str| task[name].as_str().unwrap_or("–").to_owned();
         let number = |task: &Value, name: &str| render::count(task[name].as_u64().unwrap_or(0));
+        let cost = |task: &Value| task["effective_cost"].as_str().and_then(|cost| cost.parse().ok());
+        let places = render::places_for(self.tasks.iter().filter_map(cost));
         for task in &self.tasks {
             // All on our own pools: no provider charged anything, and the pool's share is not allocated yet.
-            let cost = task["effective_cost"].as_str().and_then(|cost| cost.parse().ok());
+            let cost = cost(task);
             table.row([
                 words(task, "task"),
                 words(task, "team"),
@@ -176,7 +179,7 @@ impl Outcome {
                 number(task, "requests"),
                 number(task, "input_tokens"),
                 number(task, "output_tokens"),
-                cost.map_or("by allocation".to_owned(), render::dollars),
+                cost.map_or("by allocation".to_owned(), |cost| render::dollars_to(cost, places)),
             ]);
         }
         table
@@ -190,10 +193,10 @@ impl Outcome {
             ("cost USD", Align::Right),
             ("not yet allocated USD", Align::Right),
         ]);
-        let amount = |pool: &Value, name: &str| {
-            let amount = pool[name].as_str().and_then(|amount| amount.parse().ok());
-            amount.map_or("unknown".to_owned(), render::dollars)
-        };
+        let amount = |pool: &Value, name: &str| pool[name].as_str().and_then(|amount| amount.parse().ok());
+        let places = render::places_for(self.pools.iter().filter_map(|pool| amount(pool, "cost")));
+        let dollars = |amount| render::dollars_to(amount, places);
+        let amount = |pool, name| amount(pool, name).map_or("unknown".to_owned(), dollars);
         for pool in &self.pools {
             table.row([
                 pool["pool"].as_str().unwrap_or("–").to_owned(),
@@ -203,8 +206,8 @@ impl Outcome {
                 amount(pool, "unallocated"),
             ]);
         }
-        let unallocated = render::dollars(self.costs.unallocated_pool_cost);
-        table.total(["total".to_owned(), String::new(), String::new(), render::dollars(self.pool_cost), unallocated]);
+        let totals = [self.pool_cost, self.costs.unallocated_pool_cost].map(dollars);
+        table.total(["total".to_owned(), String::new(), String::new()].into_iter().chain(totals));
         table
     }
 }

@@ -58,6 +58,13 @@ impl<R: BufRead> Lines<R> {
     }
 }
 
+/// What is wrong with a line that should be JSON. The row's own line is known already, so that only the column is said.
+#[must_use]
+pub fn json_mistake(error: &serde_json::Error) -> String {
+    let text = error.to_string().replace(" at line 1 column ", " at column ");
+    if error.is_syntax() || error.is_eof() { format!("not JSON: {text}") } else { text }
+}
+
 /// Passes over the rest of a line without keeping it.
 fn skip_line(input: &mut impl BufRead) -> Result<u64> {
     let mut skipped = 0u64;

@@ -2,10 +2,11 @@
 //! a file is applied whole or not at all.
 
 mod azure_llm_trace;
-mod lines;
+pub mod lines;
+mod parquet;
 mod rejects;
 pub mod requests;
-mod vllm_timeline;
+pub mod vllm_timeline;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -133,7 +134,7 @@ pub async fn import(
     progress: &indicatif::ProgressBar,
 ) -> anyhow::Result<Outcome> {
     let source = format!("{}:{}", settings.kind.name(), settings.name);
-    let mut outcome = Outcome {
+    let outcome = Outcome {
         file: file.to_owned(),
         kind: settings.kind.name(),
         name: settings.name.clone(),
@@ -149,38 +150,20 @@ pub async fn import(
         list_cost: Money::ZERO,
         effective_cost: Money::ZERO,
     };
-    let mut import = match store.begin_import(content_id(file, settings)?, &source, now).await? {
+    let import = match store.begin_import(content_id(file, settings)?, &source, now).await? {
         Begun::AlreadyDone(summary) => return Ok(already(outcome, &summary)),
         Begun::Import(import) => import,
     };
 
-    let mut reader = Reader::open(file, settings)?;
-    let mut ids = Ids::default();
-    let mut rejects = Rejects::beside(file, settings.kind);
-    let mut chunk = Vec::with_capacity(CHUNK);
+    let rejects = Rejects::beside(file, settings.kind);
+    let mut taking = Taking { import, book, outcome, rejects, chunk: Vec::with_capacity(CHUNK) };
     progress.set_length(std::fs::metadata(file)?.len());
-    let mut lines = Lines::new(open(file)?);
-    while let Some(line) = lines.next_line().with_context(|| format!("cannot read {}", file.display()))? {
-        progress.inc(line.bytes);
-        let read = match &line.text {
-            Ok(text) if text.trim().is_empty() => continue,
-            Ok(text) => reader.row(line.number, text, &mut ids),
-            Err(reason) => Err(reason.clone()),
-        };
-        match read {
-            Ok(None) => continue,
-            Ok(Some(attempt)) => {
-                let attempt = priced(attempt, book);
-                outcome.count(&attempt);
-                chunk.push(Fact::Attempt(Box::new(attempt)));
-            }
-            Err(reason) => rejects.add(line.number, &reason, line.text.as_deref().unwrap_or_default())?,
-        }
-        outcome.rows += 1;
-        if chunk.len() == CHUNK {
-            import.push(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK))).await?;
-        }
+    if settings.kind == ImportKind::Requests && parquet::is_parquet(file)? {
+        taking.parquet(file, progress).await?;
+    } else {
+        taking.lines(file, settings, progress).await?;
     }
+    let Taking { mut import, mut outcome, rejects, chunk, .. } = taking;
     outcome.rejected = rejects.count();
     outcome.rejects_file = rejects.finish()?;
     if outcome.rows == outcome.rejected {
@@ -192,6 +175,76 @@ pub async fn import(
     outcome.attempts = summary.attempts;
     outcome.already_known = summary.skipped;
     Ok(outcome)
+}
+
+/// An import under way.
+struct Taking<'a> {
+    import: store::Import,
+    book: &'a PriceBook,
+    outcome: Outcome,
+    rejects: Rejects,
+    chunk: Vec<Fact>,
+}
+
+impl Taking<'_> {
+    async fn lines(
+        &mut self,
+        file: &Path,
+        settings: &Settings,
+        progress: &indicatif::ProgressBar,
+    ) -> anyhow::Result<()> {
+        let mut reader = Reader::open(file, settings)?;
+        let mut ids = Ids::default();
+        let mut lines = Lines::new(open(file)?);
+        while let Some(line) = lines.next_line().with_context(|| format!("cannot read {}", file.display()))? {
+            progress.inc(line.bytes);
+            let read = match &line.text {
+                Ok(text) if text.trim().is_empty() => continue,
+                Ok(text) => reader.row(line.number, text, &mut ids).transpose(),
+                Err(reason) => Some(Err(reason.clone())),
+            };
+            let Some(read) = read else { continue };
+            self.take(line.number, read, || line.text.as_deref().unwrap_or_default().to_owned()).await?;
+        }
+        Ok(())
+    }
+
+    async fn parquet(&mut self, file: &Path, progress: &indicatif::ProgressBar) -> anyhow::Result<()> {
+        let reader = parquet::open(file)?;
+        let bytes_per_row = progress.length().unwrap_or(0) / reader.rows().max(1);
+        let mut number = 0;
+        for batch in reader {
+            let batch = batch?;
+            for (row, read) in parquet::rows(&batch).into_iter().enumerate() {
+                number += 1;
+                self.take(number, read, || parquet::shown(&batch, row)).await?;
+            }
+            progress.set_position(number.saturating_mul(bytes_per_row));
+        }
+        Ok(())
+    }
+
+    /// Takes a row, or puts it aside with its number and the reason.
+    async fn take(
+        &mut self,
+        number: u64,
+        row: Result<Attempt, String>,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        self.outcome.rows += 1;
+        match row {
+            Ok(attempt) => {
+                let attempt = priced(attempt, self.book);
+                self.outcome.count(&attempt);
+                self.chunk.push(Fact::Attempt(Box::new(attempt)));
+            }
+            Err(reason) => self.rejects.add(number, &reason, &text())?,
+        }
+        if self.chunk.len() == CHUNK {
+            self.import.push(std::mem::replace(&mut self.chunk, Vec::with_capacity(CHUNK))).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Outcome {
@@ -222,7 +275,11 @@ fn content_id(file: &Path, settings: &Settings) -> anyhow::Result<ImportId> {
     ImportId::of_reader(&mut input).with_context(|| format!("cannot read {}", file.display()))
 }
 
-fn open(file: &Path) -> anyhow::Result<BufReader<File>> {
+/// Opens a file to import.
+///
+/// # Errors
+/// When it cannot be read or is a folder.
+pub fn open(file: &Path) -> anyhow::Result<BufReader<File>> {
     let opened = File::open(file).with_context(|| format!("cannot read {}", file.display()))?;
     if opened.metadata()?.is_dir() {
         bail!("{} is a folder; name the files in it", file.display());

@@ -1,4 +1,4 @@
-//! Farthing's own JSON Lines: one attempt a line, everything but its time, tokens and model optional.
+//! Farthing's own rows as JSON Lines: one attempt a line, everything but its time, tokens and model optional.
 //!
 //! A row that brings a charge keeps it, provided that the amounts follow from its rates and its tokens; a row without
 //! one is priced. What `farthing export requests` writes reads back as the same attempts.
@@ -9,6 +9,7 @@ use ledger::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::lines::json_mistake;
 use super::{Ids, Settings, UNPRICED_YET};
 
 const KIND: &str = "requests";
@@ -99,8 +100,7 @@ impl Rows {
     /// # Errors
     /// Why it is no row.
     pub fn row(&self, line: &str, ids: &mut Ids) -> Result<Attempt, String> {
-        let row: Row = serde_json::from_str(line).map_err(|error| error.to_string())?;
-        check(&row)?;
+        let row: Row = serde_json::from_str(line).map_err(|error| json_mistake(&error))?;
         let given = |value: &Option<String>| value.as_deref().map(Label::from);
         let request = match row.request_id {
             Some(id) => id,
@@ -111,12 +111,13 @@ impl Rows {
             }
         };
         let mut context = row.context;
-        if context.consumer.is_none() {
+        // A row that says where it comes from was metered before: what nobody could be held to stays that.
+        if context.consumer.is_none() && row.source.is_none() {
             context.consumer = Some(self.settings.name.as_str().into());
         }
         let pool = row.pool.or_else(|| given(&self.settings.pool));
         let by_place = if pool.is_some() { "self_hosted" } else { "openai" };
-        Ok(Attempt {
+        let attempt = Attempt {
             id: AttemptId { request, number: row.attempt },
             source: row.source.unwrap_or_else(|| self.source.clone()),
             context,
@@ -147,27 +148,32 @@ impl Rows {
             usage: row.usage,
             usage_quality: row.usage_quality,
             charge: row.charge.unwrap_or(UNPRICED_YET),
-        })
+        };
+        check(&attempt)?;
+        Ok(attempt)
     }
 }
 
-/// What serde cannot see: an amount that does not follow from its own row would make the books unprovable.
-fn check(row: &Row) -> Result<(), String> {
-    if let Some(charge) = &row.charge
-        && let (Some(costs), Some(rates)) = (charge.costs(), charge.rates())
-        && rates.charge(&row.usage) != Some(costs)
+/// What types cannot see: an amount that does not follow from its own row would make the books unprovable.
+///
+/// # Errors
+/// Why the row is not taken.
+pub fn check(attempt: &Attempt) -> Result<(), String> {
+    let (charge, usage, line) = (&attempt.charge, &attempt.usage, &attempt.timeline);
+    if let (Some(costs), Some(rates)) = (charge.costs(), charge.rates())
+        && rates.charge(usage) != Some(costs)
     {
         return Err("the charge's amounts do not follow from its rates and the row's tokens".to_owned());
     }
-    let counted = row.usage.iter().map(|(_, tokens)| tokens).max().unwrap_or(0);
+    let counted = usage.iter().map(|(_, tokens)| tokens).max().unwrap_or(0);
     if counted > u64::from(u32::MAX) {
         return Err(format!("{counted} tokens in one attempt is not a count of tokens"));
     }
-    if row.usage_quality == UsageQuality::Missing && counted > 0 {
+    if attempt.usage_quality == UsageQuality::Missing && counted > 0 {
         return Err("usage_quality is `missing` and there are tokens".to_owned());
     }
-    let times = [row.admitted_us, row.sent_us, row.first_byte_us, row.first_token_us, row.last_token_us];
-    if times.into_iter().flatten().any(|at| at > row.finished_us) {
+    let times = [line.admitted_us, line.sent_us, line.first_byte_us, line.first_token_us, line.last_token_us];
+    if times.into_iter().flatten().any(|at| at > line.finished_us) {
         return Err("a time of the row lies after finished_us".to_owned());
     }
     Ok(())

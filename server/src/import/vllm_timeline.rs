@@ -19,7 +19,7 @@ use ledger::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::lines::Lines;
+use super::lines::{Lines, json_mistake};
 use super::{Ids, Settings, UNPRICED_YET};
 
 const KIND: &str = "vllm-timeline";
@@ -136,7 +136,7 @@ fn offset(input: impl BufRead) -> std::io::Result<i64> {
 }
 
 fn parse(line: &str) -> Result<(Row<'_>, Times), String> {
-    let row: Row<'_> = serde_json::from_str(line).map_err(|error| error.to_string())?;
+    let row: Row<'_> = serde_json::from_str(line).map_err(|error| json_mistake(&error))?;
     let times = Times {
         arrival: micros("arrival_time", row.arrival_time)?,
         queued: micros("queued_ts", row.queued_ts)?,

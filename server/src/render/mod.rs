@@ -31,6 +31,42 @@ pub fn say_json(document: &impl Serialize) -> anyhow::Result<()> {
     Ok(say(&serde_json::to_string_pretty(document)?)?)
 }
 
+/// An error with its causes on one line, each said once.
+#[must_use]
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        let text = without_number(&text);
+        if line.is_empty() {
+            line = text;
+        } else if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+    }
+    line
+}
+
+/// The operating system's number says nothing that its words do not.
+fn without_number(text: &str) -> String {
+    let Some((before, rest)) = text.split_once(" (os error ") else { return text.to_owned() };
+    match rest.split_once(')') {
+        Some((number, after)) if number.bytes().all(|byte| byte.is_ascii_digit()) => format!("{before}{after}"),
+        _ => text.to_owned(),
+    }
+}
+
+/// A number with its noun: `1 row`, `2 rows`.
+#[must_use]
+pub fn counted(number: u64, noun: &str) -> String {
+    let noun = match (number, noun.strip_suffix('y')) {
+        (1, _) => noun.to_owned(),
+        (_, Some(stem)) => format!("{stem}ies"),
+        (_, None) => format!("{noun}s"),
+    };
+    format!("{} {noun}", count(number))
+}
+
 /// Dollars for people: at least cents, and four significant digits where the amount is smaller than a dollar.
 #[must_use]
 pub fn dollars(amount: Money) -> String {
@@ -138,7 +174,17 @@ mod tests {
     }
 
     #[test]
+    fn errors_are_one_line_and_say_nothing_twice() {
+        let inner = std::io::Error::from_raw_os_error(2);
+        let middle = anyhow::anyhow!("cannot create a: {inner}");
+        let error = anyhow::Error::from(inner).context(middle.to_string()).context("cannot open the ledger\nin a");
+        assert_eq!(one_line(&error), "cannot open the ledger in a: cannot create a: No such file or directory");
+    }
+
+    #[test]
     fn counts_shares_and_durations_read_well() {
+        assert_eq!([counted(1, "entry"), counted(0, "row")], ["1 entry", "0 rows"]);
+        assert_eq!(counted(2_000, "entry"), "2,000 entries");
         assert_eq!([count(0), count(999), count(1_000), count(27_303_999)], ["0", "999", "1,000", "27,303,999"]);
         assert_eq!(percent(1, 8), Some("12.5 %".to_owned()));
         assert_eq!(percent(0, 8), Some("0.0 %".to_owned()));

@@ -27,7 +27,10 @@ fn a_broken_configuration_is_one_clear_line_with_its_place() {
         ),
         ("[gateway]\nbody_bytes_max = \"64 MB\"\n".to_owned(), ":2: gateway.body_bytes_max: "),
         ("[gateway]\nlisten = \"localhost\"\n".to_owned(), "write it like `listen = \"127.0.0.1:4000\"`"),
-        ("[ledger]\ndurability = \"disk\"\n".to_owned(), ":2: ledger.durability: unknown variant `disk`"),
+        (
+            "[ledger]\ndurability = \"disk\"\n".to_owned(),
+            ":2: ledger.durability: `disk` is not one of `process`, `power`",
+        ),
         (format!("{upstream}api_key = \"sk-plain-secret\"\n"), "a secret is never written into the configuration"),
         ("[admin]\ntoken = \"plain-secret\"\n".to_owned(), ":2: admin.token: a secret is never written"),
         ("[gateway]\nlisten = \"0.0.0.0:4000\"\n".to_owned(), "admin.token is not set"),

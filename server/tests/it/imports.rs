@@ -49,7 +49,7 @@ fn a_bad_row_in_the_middle_goes_aside_with_line_and_reason() {
     let file = books.write("conv.csv", TRACE.replace("1000,100\n2026-11-02 11", "ten,100\n2026-11-02 11"));
     let ran = books.run(&["import", "azure-llm-trace", &file, "--model", "gpt-4o"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(ran.err.contains("1 rows refused") && ran.err.contains("conv.csv.rejects.csv"), "{ran:?}");
+    assert!(ran.err.contains("1 row refused") && ran.err.contains("conv.csv.rejects.csv"), "{ran:?}");
     let rejects = lines(&books.path("conv.csv.rejects.csv"));
     assert_eq!(rejects[0], "line,reason,row");
     assert!(rejects[1].starts_with("3,ContextTokens `ten` is not a count of tokens,"), "{rejects:?}");
@@ -144,7 +144,7 @@ fn reports_add_up_whatever_they_are_grouped_by() {
         assert_eq!(sum.to_string(), expected["effective_cost"].as_str().unwrap(), "{by}");
     }
     let text = books.run(&["report", "--by", "team,model", "--unit", "million_tokens"]);
-    assert!(text.out.contains("unknown") && text.out.contains("50 attempts are unpriced"), "{}", text.out);
+    assert!(text.out.contains("unknown") && text.out.contains("unpriced: 50 attempts"), "{}", text.out);
     books.run(&["report", "--by", "teem"]).fails_with("did you mean `team`?");
 }
 
@@ -227,4 +227,72 @@ fn another_price_map_is_compared_on_past_usage() {
     let shown = books.run(&["price", "show", "gpt-4o", "--provider", "openai"]).out;
     assert!(shown.contains("litellm@") && shown.contains("1.00"), "{shown}");
     books.run(&["price", "show", "gpt-4oo"]).fails_with("did you mean `gpt-4o`?");
+}
+
+#[test]
+fn what_is_exported_reads_back_as_the_same_attempts_from_lines_and_from_parquet() {
+    let books = Books::new();
+    let trace = books.write("conv.csv", TRACE);
+    books.json(&["import", "azure-llm-trace", &trace, "--model", "gpt-4o"]);
+    let unattributed =
+        r#"{"received_at": "2026-11-02T12:00:00Z", "source": "gateway", "model": "gpt-4o", "usage": {"input": 7}}"#;
+    let own = books.write("own.jsonl", unattributed);
+    books.json(&["import", "requests", &own]);
+    let exported = books.run(&["export", "requests"]).out;
+    let parquet = books.path("out.parquet").to_str().unwrap().to_owned();
+    let ran = books.run(&["export", "requests", "--parquet", &parquet]);
+    assert!(ran.code == 0 && ran.err.contains("4 attempts written"), "{ran:?}");
+
+    for file in [books.write("out.jsonl", &exported), parquet] {
+        let other = Books::new();
+        let first = other.json(&["import", "requests", &file]);
+        assert_eq!(
+            (&first[0]["rows"], &first[0]["attempts"], &first[0]["rejected"]),
+            (&4.into(), &4.into(), &0.into())
+        );
+        assert_eq!(other.run(&["export", "requests"]).out, exported, "{file}");
+        assert_eq!(other.json(&["import", "requests", &file])[0]["already_known"], 4);
+        let report = other.json(&["report", "--by", "consumer"]);
+        assert_eq!(report["unattributed_attempts"], 1, "nobody is blamed for what nobody was held to: {report}");
+        assert_eq!(other.json(&["verify"])["clean"], true);
+    }
+}
+
+#[test]
+fn parquet_of_something_else_is_refused_in_one_line() {
+    let books = Books::new();
+    let damaged = books.write("damaged.parquet", b"PAR1 and nothing more");
+    books.run(&["import", "requests", &damaged]).fails_with("the Parquet file is damaged");
+    let trace = books.write("conv.csv", TRACE);
+    books.json(&["import", "azure-llm-trace", &trace, "--model", "gpt-4o"]);
+    // The postings table is Parquet too, of other columns.
+    let folder = std::fs::read_dir(books.data().join("postings")).unwrap().map(|entry| entry.unwrap().path());
+    let day = folder.into_iter().find(|path| path.to_string_lossy().contains("day=")).unwrap();
+    let files = std::fs::read_dir(day).unwrap().map(|entry| entry.unwrap().path());
+    let file = files.into_iter().find(|path| path.extension().is_some_and(|ending| ending == "parquet")).unwrap();
+    books.run(&["import", "requests", file.to_str().unwrap()]).fails_with("are not those of the attempts table");
+}
+
+#[test]
+fn a_span_that_holds_nothing_is_a_mistake_and_an_empty_one_says_so() {
+    let books = Books::new();
+    let trace = books.write("conv.csv", TRACE);
+    books.json(&["import", "azure-llm-trace", &trace, "--model", "gpt-4o"]);
+    for command in [&["report"][..], &["export", "requests"]] {
+        books
+            .run(&[command, &["--from", "2026-11-03", "--to", "2026-11-02"]].concat())
+            .fails_with("nothing lies between");
+    }
+    assert!(books.run(&["report", "--from", "2030-01-01"]).out.contains("nothing is booked"));
+    let none = books.run(&["sql", "SELECT model FROM attempts WHERE false", "--csv"]);
+    assert_eq!(none.out, "model\n", "an empty answer still names its columns");
+    for (query, part) in [
+        ("SELEC 1", "the query is not SQL"),
+        ("SELECT modell FROM attempts", "there is no column `modell`; did you mean `model`?"),
+        ("SELECT 1 FROM atempts", "there is no table `atempts`"),
+        ("DELETE FROM attempts", "only reading is allowed"),
+        ("SELECT 1; SELECT 2", "one statement at a time"),
+    ] {
+        books.run(&["sql", query]).fails_with(part);
+    }
 }

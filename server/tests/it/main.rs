@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the helpers belong to tests: where they fail, the test fails")]
 
+mod allocate;
 mod api;
 mod check;
 mod demo;

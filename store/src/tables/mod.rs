@@ -6,3 +6,11 @@ pub(crate) mod maintain;
 pub mod read;
 pub(crate) mod rows;
 pub mod schema;
+
+/// Postings as rows of their table, for files of their own.
+///
+/// # Errors
+/// [`StoreError`](crate::StoreError) when an amount leaves the range of the columns.
+pub fn postings_rows(postings: &[ledger::Posting]) -> Result<arrow::array::RecordBatch, crate::StoreError> {
+    rows::postings(postings)
+}
