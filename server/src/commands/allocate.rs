@@ -202,7 +202,8 @@ fn dearest(allocated: &Allocated, mut bills: Vec<Bill<'_>>) -> String {
         paid(b).cmp(&paid(a)).then(a.posting.attempt.cmp(&b.posting.attempt))
     });
     bills.truncate(DEAREST);
-    let terms = bills.first().map(|bill| bill.terms.iter().map(|(name, _)| *name).collect()).unwrap_or_else(Vec::new);
+    let terms: Vec<&str> =
+        bills.first().map(|bill| bill.terms.iter().map(|(name, _)| *name).collect()).unwrap_or_default();
     let fixed = [
         ("dearest", Align::Left),
         ("input tokens", Align::Right),
