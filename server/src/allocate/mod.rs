@@ -79,6 +79,7 @@ pub fn run(options: &Options, bars: &dyn Fn(&str) -> indicatif::ProgressBar) -> 
     bar.set_message("reading");
     let requests = read::requests(&options.timeline, contexts.as_ref(), &bar)?;
     let limits = limits(options, &meta);
+    check_cache(&requests, limits)?;
     let window = window(options, &requests)?;
 
     let bar = bars("{spinner} {msg} {elapsed}");
@@ -164,6 +165,18 @@ fn limits(options: &Options, meta: &Meta) -> Limits {
         block_tokens: meta.kv_cache.block_size.map_or(usual.block_tokens, f64::from),
         step_tokens_max: meta.engine_kwargs.max_num_batched_tokens.map_or(usual.step_tokens_max, f64::from),
     }
+}
+
+/// Every request had its whole context in the cache at its end; a smaller one is a wrong number.
+fn check_cache(requests: &Requests, limits: Limits) -> anyhow::Result<()> {
+    let Some(kv_tokens) = limits.kv_tokens else { return Ok(()) };
+    let context = |one: &Served| f64::from(one.timeline.input_tokens) + f64::from(one.timeline.output_tokens);
+    for (one, name) in requests.served.iter().zip(&requests.names) {
+        if context(one) > kv_tokens {
+            bail!("a KV cache of {kv_tokens} tokens cannot have held request `{name}` with {} tokens", context(one));
+        }
+    }
+    Ok(())
 }
 
 /// From the first arrival to the last token; the end belongs to it.

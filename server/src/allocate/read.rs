@@ -253,7 +253,15 @@ pub struct KvCache {
 /// When the file is no such JSON document.
 pub fn meta(file: &Path) -> anyhow::Result<Meta> {
     let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no description of an engine's run", file.display()))
+    let meta: Meta = serde_json::from_str(&text)
+        .with_context(|| format!("{} is no description of an engine's run", file.display()))?;
+    let Meta { model, started_at, engine_kwargs: engine, kv_cache: cache } = &meta;
+    let numbers = [engine.max_num_seqs, engine.max_num_batched_tokens, cache.block_size];
+    let said = model.is_some() || started_at.is_some() || cache.num_kv_tokens.is_some();
+    if !said && numbers.iter().all(Option::is_none) {
+        bail!("{} says none of `model`, `started_at`, `engine_kwargs`, `kv_cache`", file.display());
+    }
+    Ok(meta)
 }
 
 /// Reads the engine's own series: CSV with `t` and any of `running`, `waiting`, `kv_cache_pct`. `t` counts seconds from

@@ -13,6 +13,8 @@ use crate::render::{self, Align, Table};
 
 /// Requests that are shown.
 const DEAREST: usize = 10;
+/// Median error of held-out decode times above which the constants are doubtful.
+const DOUBTFUL: f64 = 0.10;
 
 /// Allocates and writes the answer.
 ///
@@ -102,6 +104,9 @@ fn summary(allocated: &Allocated, options: &Options) -> String {
         (Some(fit), None) => format!("constants: {values}\n  fitted to {} requests, too few to judge", fit.observations),
         (None, _) => format!("constants: {values}\n  NOT fitted, too few requests decoded undisturbed: defaults"),
     });
+    if calibration.held_out.is_some_and(|error| error.median > DOUBTFUL) {
+        said.push("  that is much: check --gpu, --gpus, the model's configuration and --kv-tokens".to_owned());
+    }
     said.push(quality(allocated, options));
     said.into_iter().map(|line| line + "\n").collect()
 }

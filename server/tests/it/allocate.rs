@@ -264,6 +264,8 @@ fn bad_rows_are_counted_and_bad_files_refused_in_one_line() {
     let huge = files.books.write("huge.json", LLAMA.replace("\"num_hidden_layers\": 32", "\"num_hidden_layers\": 400"));
     run("L4", &huge).fails_with("do not fit 1 L4");
     run("H100", "/nowhere.json").fails_with("cannot read /nowhere.json");
+    files.refused(&rows, &["--kv-tokens", "1000"], "cannot have held request `r-0` with 3020 tokens");
+    files.refused(&rows, &["--meta", &files.config], "says none of `model`, `started_at`");
     let who = files.books.write("who.csv", "request_id,tema\n");
     files.refused(&rows, &["--context-from", &who], "`tema` is no field of a context");
 }
@@ -287,4 +289,11 @@ fn people_get_a_summary_the_dearest_requests_and_three_prices() {
         assert!(ran.out.contains(part), "{part} is not in\n{}", ran.out);
     }
     assert!(!files.books.data().exists(), "no ledger is made");
+
+    // Four GPUs where there was one: the model promises steps that the requests did not have.
+    let wrong = files.books.run(&files.args(&file, &["--gpus", "4"]));
+    assert!(
+        wrong.code == 0 && wrong.out.contains("pool cost, closed"),
+        "a bad model cannot make or lose money: {wrong:?}"
+    );
 }
