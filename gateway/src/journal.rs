@@ -25,6 +25,10 @@ pub trait Journal: Send + Sync {
     /// Resolves when everything up to `position` survives the death of the machine.
     fn synced(&self, position: u64) -> BoxFuture<'static, Result<(), JournalError>>;
 
+    /// Keeps a finished attempt in memory whose append failed, to write it as soon as that works again. False when there is no
+    /// room for it: then it is lost.
+    fn keep(&self, fact: &Fact) -> bool;
+
     /// Told once for every fact that was lost while requests were served all the same, so that a gap is recorded.
     fn lost(&self, cause: &JournalError);
 }

@@ -49,6 +49,10 @@ impl Journal for LedgerJournal {
         synced.map(|outcome| outcome.map_err(|error| JournalError { cause: error.to_string() })).boxed()
     }
 
+    fn keep(&self, fact: &Fact) -> bool {
+        self.store.keep(fact)
+    }
+
     fn lost(&self, cause: &JournalError) {
         self.store.record_lost(self.clock.now(), &cause.cause);
     }

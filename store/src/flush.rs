@@ -50,8 +50,8 @@ impl Store {
     /// When files cannot be written or committed: nothing is lost, the log keeps what is not in a table, the next flush tries again.
     pub async fn flush(&self, now: Timestamp) -> Result<Flushed, StoreError> {
         let writing = self.writing()?;
-        if let Err(error) = writing.log.close_gap(now) {
-            tracing::warn!(%error, "a gap in the log is still open");
+        if let Err(error) = writing.log.settle_debts(now) {
+            tracing::warn!(%error, "what earlier failures left owing still cannot be written");
         }
         let mut state = writing.flush.lock().await;
         if state.unfinished_import {

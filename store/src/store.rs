@@ -272,6 +272,12 @@ impl Store {
         }
     }
 
+    /// Keeps a finished attempt whose append failed, within bounds, so that it is written with the next append or flush that works.
+    /// False when it cannot be kept: then it is lost, and [`Store::record_lost`] is due.
+    pub fn keep(&self, fact: &Fact) -> bool {
+        self.writing().is_ok_and(|writing| writing.log.keep(fact))
+    }
+
     /// Records lost since the store was opened.
     #[must_use]
     pub fn lost(&self) -> u64 {

@@ -313,7 +313,6 @@ fn take_the_disk(
     let filled = disk.fill()?;
     eprintln!("{policy}: took the last {filled} bytes of the disk");
     let full = ask_many(&mut client, 40..400, Some(&disk));
-    let answered_until_full = notebook.seen().len();
     disk.free()?;
     let recovered = until_served(&mut client);
     let after = ask_many(&mut client, 1_000..1_040, None);
@@ -348,18 +347,11 @@ fn take_the_disk(
         format!("{}, {}, {asked}, {}", findings.ended, findings.rows, gaps.len()),
     );
     if open {
-        // Rows may be missing, but then a gap says so, and only those of the time when the disk was full.
-        report.check(
-            format!("{policy}: answers without a row, and a gap that says so"),
-            findings.missing,
-            findings.missing > 0 && !gaps.is_empty(),
-        );
+        // Finished attempts waited in memory for the disk; the opened records that were not written are in a gap.
+        report.findings(policy, &findings);
         let lost: u64 = gaps.iter().filter_map(|gap| whole(&gap["records_lost"])).sum();
-        report.check(format!("{policy}: records that the gaps say are lost"), lost, lost >= findings.missing);
+        report.check(format!("{policy}: opened records that the gaps say are lost"), lost, lost > 0);
         report.details.extend(gaps.first().map(|gap| format!("{policy}: the first gap: {gap:?}")));
-        let outside: Vec<_> = seen[..41].iter().chain(&seen[answered_until_full.max(41) + 1..]).cloned().collect();
-        let outside = audit(&farthing, &outside)?;
-        report.findings(&format!("{policy}, before and after"), &outside);
     } else {
         report.findings(policy, &findings);
         report.none(format!("{policy}: answers begun and cut, not in the ledger"), findings.head_missing);

@@ -205,16 +205,21 @@ impl Open {
             self.core.metrics.aborted.up();
         }
         let id = attempt.id;
-        match self.core.journal.append(&Fact::Attempt(attempt)) {
+        let fact = Fact::Attempt(attempt);
+        match self.core.journal.append(&fact) {
             Ok(_) if self.settings.durability == Durability::Process => Sealed::Released,
             Ok(position) => Sealed::When(self.core.journal.synced(position)),
-            Err(error) => self.lost(id, &error),
+            Err(error) => self.unwritten(id, &fact, &error),
         }
     }
 
-    /// Counts a finished record that was lost, and says what that means for the end of the answer.
-    fn lost(&self, id: AttemptId, error: &JournalError) -> Sealed {
-        lose(&self.core, id, error);
+    /// Keeps a finished record that could not be written, or counts it as lost, and says what that means for the end of the answer.
+    fn unwritten(&self, id: AttemptId, fact: &Fact, error: &JournalError) -> Sealed {
+        if self.core.journal.keep(fact) {
+            tracing::error!(attempt = %id, %error, "a record waits in memory");
+        } else {
+            lose(&self.core, id, error);
+        }
         match self.settings.when_log_fails {
             WhenLogFails::FailOpen => Sealed::Released,
             WhenLogFails::FailClosed => Sealed::Refused,

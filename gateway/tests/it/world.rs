@@ -122,6 +122,10 @@ impl Journal for MemoryJournal {
         })
     }
 
+    fn keep(&self, _fact: &Fact) -> bool {
+        false
+    }
+
     fn lost(&self, _cause: &JournalError) {
         self.lost.fetch_add(1, Ordering::Relaxed);
     }

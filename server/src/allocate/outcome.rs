@@ -124,6 +124,7 @@ impl Allocated {
         let per_million = self.per_million();
         let bills = self.bills()?;
         let model = &self.constants.model;
+        let known = self.limits.kv_tokens.map(|_| ());
         Ok(json!({
             "method": self.method.name(),
             "window": {
@@ -164,9 +165,10 @@ impl Allocated {
                 "waiting_error": self.calibration.quality.waiting_error.map(|error| rounded(error, 6)),
                 "kv_error": self.calibration.quality.kv_error.map(|error| rounded(error, 6)),
                 "kv_tokens": self.limits.kv_tokens,
-                "preempted_share": rounded(self.calibration.quality.preempted_share, 6),
-                "preempted_requests": self.calibration.preempted_requests,
-                "preemptions": self.calibration.preemptions,
+                // Without the cache's size preemptions are unknown, not none.
+                "preempted_share": known.map(|()| rounded(self.calibration.quality.preempted_share, 6)),
+                "preempted_requests": known.map(|()| self.calibration.preempted_requests),
+                "preemptions": known.map(|()| self.calibration.preemptions),
             },
             "totals": { "origin_usd": self.origin, "posted_usd": posted, "closed": self.closed, "lines": lines },
             "gpu_seconds": {

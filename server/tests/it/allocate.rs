@@ -226,6 +226,7 @@ fn a_full_cache_is_noticed_and_lowers_the_quality() {
     let roomy = files.json(&timeline(), &["--kv-tokens", "400000"]);
     let tight = files.json(&timeline(), &["--kv-tokens", "9000"]);
     assert_eq!(roomy["quality"]["preempted_requests"], 0);
+    assert_eq!(files.json(&timeline(), &[])["quality"]["preempted_requests"], Value::Null, "unknown is not none");
     assert!(tight["quality"]["preempted_requests"].as_u64().unwrap() > 0);
     assert!(tight["quality"]["score"].as_f64() < roomy["quality"]["score"].as_f64());
     assert_eq!(tight["totals"]["closed"], true);

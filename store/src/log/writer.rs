@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -43,7 +43,8 @@ struct Core {
     last: AtomicU64,
     bytes: AtomicU64,
     lost_total: AtomicU64,
-    lost_pending: AtomicU64,
+    /// Whether something waits to be written once the disk takes it: a gap, or kept attempts.
+    owing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -56,6 +57,8 @@ struct State {
     /// Attempts that were opened and have not finished, with the position of their record.
     running: HashMap<AttemptId, Position>,
     lost: Option<Lost>,
+    /// Finished attempts that could not be written and wait until the disk takes them.
+    kept: Vec<Fact>,
 }
 
 #[derive(Debug)]
@@ -73,6 +76,9 @@ struct Lost {
     cause: String,
 }
 
+/// Most finished attempts that wait in memory for a disk that takes nothing: about 20 MB.
+const KEPT_MAX: usize = 10_000;
+
 thread_local! {
     /// Frames are built here, so that an append allocates nothing once a thread has warmed up.
     static FRAMES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -87,7 +93,7 @@ impl LogWriter {
         options: WriterOptions,
     ) -> Result<LogWriter, StoreError> {
         fs::create_dir_all(dir).map_err(StoreError::io(format!("create {}", dir.display())))?;
-        let state = State { next: last.next(), open: None, full: Vec::new(), running, lost: None };
+        let state = State { next: last.next(), open: None, full: Vec::new(), running, lost: None, kept: Vec::new() };
         let core = Arc::new(Core {
             dir: dir.to_owned(),
             state: Mutex::new(state),
@@ -95,7 +101,7 @@ impl LogWriter {
             last: AtomicU64::new(last.0),
             bytes: AtomicU64::new(0),
             lost_total: AtomicU64::new(0),
-            lost_pending: AtomicU64::new(0),
+            owing: AtomicBool::new(false),
             options,
         });
         core.signal.synced.send_modify(|synced| synced.through = last);
@@ -142,7 +148,19 @@ impl LogWriter {
         lost.since = lost.since.min(now);
         lost.records += 1;
         self.core.lost_total.fetch_add(1, Ordering::Relaxed);
-        self.core.lost_pending.store(lost.records, Ordering::Release);
+        self.core.owing.store(true, Ordering::Release);
+    }
+
+    /// Keeps a finished attempt that could not be written, so that it is written before the next append that works.
+    /// False when there is no more room: then it is lost.
+    pub(crate) fn keep(&self, fact: &Fact) -> bool {
+        let mut state = self.core.lock();
+        let room = state.kept.len() < KEPT_MAX && matches!(fact, Fact::Attempt(_));
+        if room {
+            state.kept.push(fact.clone());
+            self.core.owing.store(true, Ordering::Release);
+        }
+        room
     }
 
     /// Records lost since the start.
@@ -150,13 +168,13 @@ impl LogWriter {
         self.core.lost_total.load(Ordering::Relaxed)
     }
 
-    /// Writes the gap down, if there is one and the disk takes it.
-    pub(crate) fn close_gap(&self, now: Timestamp) -> Result<(), StoreError> {
-        if self.core.lost_pending.load(Ordering::Acquire) == 0 {
+    /// Writes down what earlier failures left owing, if anything, and if the disk takes it.
+    pub(crate) fn settle_debts(&self, now: Timestamp) -> Result<(), StoreError> {
+        if !self.core.owing.load(Ordering::Acquire) {
             return Ok(());
         }
         let mut state = self.core.lock();
-        self.core.write_gap(&mut state, now)
+        self.core.settle_debts(&mut state, now)
     }
 
     /// A future that ends when `position` is on the medium.
@@ -228,12 +246,17 @@ impl Core {
             encode(fact, frames, self.options.record_bytes_max)?;
         }
         let mut state = self.lock();
-        if state.lost.is_some() {
+        if self.owing.load(Ordering::Acquire) {
             let ends = facts.first().map_or(Timestamp::default(), time_of);
-            self.write_gap(&mut state, ends)?;
+            self.settle_debts(&mut state, ends)?;
         }
+        self.put(&mut state, facts, frames)
+    }
+
+    /// Writes encoded facts and notes which attempts run.
+    fn put(&self, state: &mut State, facts: &[Fact], frames: &mut [u8]) -> Result<Position, StoreError> {
         let last = seal(frames, state.next);
-        self.write(&mut state, frames)?;
+        self.write(state, frames)?;
         for (index, fact) in (0u64..).zip(facts) {
             match fact {
                 Fact::Opened(opened) => {
@@ -246,8 +269,24 @@ impl Core {
                 _ => {}
             }
         }
-        self.written(&mut state, last, frames.len());
+        self.written(state, last, frames.len());
         Ok(last)
+    }
+
+    /// Attempts that were kept first, then the gap that the lost ones leave.
+    fn settle_debts(&self, state: &mut State, now: Timestamp) -> Result<(), StoreError> {
+        if !state.kept.is_empty() {
+            let kept = std::mem::take(&mut state.kept);
+            let mut frames = Vec::new();
+            let encoded = kept.iter().try_for_each(|fact| encode(fact, &mut frames, usize::MAX));
+            if let Err(error) = encoded.and_then(|()| self.put(state, &kept, &mut frames)) {
+                state.kept = kept;
+                return Err(error);
+            }
+        }
+        self.write_gap(state, now)?;
+        self.owing.store(false, Ordering::Release);
+        Ok(())
     }
 
     fn write_gap(&self, state: &mut State, now: Timestamp) -> Result<(), StoreError> {
@@ -258,7 +297,6 @@ impl Core {
         let last = seal(&mut frames, state.next);
         self.write(state, &frames)?;
         state.lost = None;
-        self.lost_pending.store(0, Ordering::Release);
         self.written(state, last, frames.len());
         Ok(())
     }

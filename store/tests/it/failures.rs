@@ -35,6 +35,31 @@ async fn a_full_disk_is_an_error_then_a_gap_and_never_garbage() {
 }
 
 #[tokio::test]
+async fn attempts_that_a_full_disk_refused_are_kept_and_written_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options::default();
+    let faults = options.faults.clone();
+    let (store, _) = open_with(dir.path(), options).await;
+    store.append(&opened(1)).unwrap();
+    faults.fill_log_after(0);
+    for number in [1, 2] {
+        assert!(store.append(&finished(number)).is_err());
+        assert!(store.keep(&finished(number)));
+    }
+    assert!(!store.keep(&opened(3)), "an opened record alone is worth nothing");
+    assert!(store.flush(at(5)).await.is_ok(), "a flush does without them");
+    faults.free_log();
+    store.flush(at(9)).await.unwrap();
+    let rows = expected_books(&[finished(1), finished(2)]);
+    assert_eq!(books(&store).await, rows);
+    assert_eq!(count(&store, "SELECT count(*) FROM gaps").await, 0);
+    drop(store);
+    let (store, recovery) = open(dir.path()).await;
+    assert!(recovery.crashed.is_empty(), "{recovery:?}");
+    assert_eq!(books(&store).await, rows);
+}
+
+#[tokio::test]
 async fn a_flush_closes_the_gap_when_nothing_else_is_appended() {
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path()).await;
