@@ -106,8 +106,9 @@ fn append_for(store: &Store, seconds: u64, rate: u64) -> Result<Measured, Failur
         store.append(&fact)?;
         latencies_ns.push(u32::try_from(before.elapsed().as_nanos()).unwrap_or(u32::MAX));
         attempts += 1;
-        if rate > 0 {
-            let due = Duration::from_nanos(attempts.saturating_mul(1_000_000_000) / rate);
+        // A rate of zero is as fast as it goes.
+        if let Some(due_ns) = attempts.saturating_mul(1_000_000_000).checked_div(rate) {
+            let due = Duration::from_nanos(due_ns);
             if let Some(wait) = due.checked_sub(begin.elapsed()).filter(|wait| wait.as_micros() > 200) {
                 std::thread::sleep(wait);
             }

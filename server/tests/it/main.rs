@@ -8,5 +8,6 @@ mod check;
 mod demo;
 mod imports;
 mod keys;
+mod privacy;
 mod support;
 mod verify;

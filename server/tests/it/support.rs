@@ -84,6 +84,7 @@ pub struct Served {
     child: Child,
     pub admin: SocketAddr,
     pub gateway: SocketAddr,
+    log: PathBuf,
 }
 
 impl Served {
@@ -95,8 +96,11 @@ impl Served {
         );
         let config = books.write("serve.toml", config);
         let mut command = books.command(&["serve", "--config", &config]);
-        let child = command.env("ADMIN", "s3cret").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut served = Served { child, admin: admin_address, gateway: gateway_address };
+        let log = std::fs::File::create(books.path("serve.log")).unwrap();
+        command.env("ADMIN", "s3cret").env("FARTHING_LOG", "trace").stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().unwrap();
+        let log = books.path("serve.log");
+        let mut served = Served { child, admin: admin_address, gateway: gateway_address, log };
         for _ in 0..600 {
             if TcpStream::connect(admin_address).is_ok() {
                 return served;
@@ -107,10 +111,8 @@ impl Served {
         panic!("the server does not answer");
     }
 
-    fn errors(&mut self) -> String {
-        let mut text = String::new();
-        let _ = self.child.stderr.take().map(|mut stderr| stderr.read_to_string(&mut text));
-        text
+    fn errors(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
     }
 
     /// Sends a request to the admin listener: status, head, body.
@@ -119,10 +121,16 @@ impl Served {
     }
 
     /// Stops it with SIGTERM and waits for the end of its drain.
-    pub fn stop(mut self) -> i32 {
+    pub fn stop(self) -> i32 {
+        self.stop_and_read().0
+    }
+
+    /// Stops it as [`stop`](Served::stop) does, and gives all that it logged, at every level.
+    pub fn stop_and_read(mut self) -> (i32, String) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        self.child.wait().unwrap().code().unwrap_or(-1)
+        let code = self.child.wait().unwrap().code().unwrap_or(-1);
+        (code, self.errors())
     }
 }
 
