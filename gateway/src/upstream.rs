@@ -18,11 +18,14 @@ use memchr::memmem;
 
 use crate::attribute::{BAGGAGE_PREFIX, PRIVATE_PREFIX};
 use crate::keys::{contains_key, looks_like_key};
+use crate::provider::Kind;
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-/// Idle connections are closed after this, before most servers do it.
-const POOL_IDLE: Duration = Duration::from_secs(50);
+/// Idle connections to providers are closed after this, before most of them do it.
+const PROVIDER_IDLE: Duration = Duration::from_secs(50);
+/// The same for engines of our own: vLLM's server closes after five seconds, and a request that meets the closing is lost.
+const ENGINE_IDLE: Duration = Duration::from_secs(4);
 
 /// Why an upstream gave no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -38,8 +41,11 @@ pub(crate) enum SendError {
 /// Connections to all upstreams.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbound {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    providers: Connections,
+    engines: Connections,
 }
+
+type Connections = Client<HttpsConnector<HttpConnector>, Full<Bytes>>;
 
 impl Outbound {
     pub fn new(connect_ms_max: u64) -> Outbound {
@@ -58,17 +64,20 @@ impl Outbound {
             }
         };
         let connector = https.https_or_http().enable_all_versions().wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .pool_timer(TokioTimer::new())
-            .pool_idle_timeout(POOL_IDLE)
-            .build(connector);
-        Outbound { client }
+        let pool = |idle: Duration| {
+            Client::builder(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .pool_timer(TokioTimer::new())
+                .pool_idle_timeout(idle)
+                .build(connector.clone())
+        };
+        Outbound { providers: pool(PROVIDER_IDLE), engines: pool(ENGINE_IDLE) }
     }
 
     /// Sends a request and waits for the head of the answer. Redirects are answers like any other: they are not followed.
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
-        self.client.request(request).await.map_err(|error| {
+    pub async fn send(&self, kind: Kind, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+        let connections = if kind == Kind::Vllm { &self.engines } else { &self.providers };
+        connections.request(request).await.map_err(|error| {
             // The error's text names addresses and reasons, never headers or bodies.
             tracing::debug!(error = %chain(&error), "upstream gave no answer");
             if error.is_connect() { SendError::Unreachable } else { SendError::Broken }

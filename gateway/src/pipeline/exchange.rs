@@ -184,7 +184,7 @@ async fn attempt(asked: &Asked, target: &Target, open: &mut Open, more: bool) ->
     let patience = Duration::from_millis(asked.settings.limits.first_byte_ms_max).min(time_left(asked));
     open.sent();
     let exchange = async {
-        let answer = asked.core.outbound.send(request).await.map_err(|error| match error {
+        let answer = asked.core.outbound.send(target.upstream.kind, request).await.map_err(|error| match error {
             SendError::Unreachable => Failure::Unreachable,
             SendError::Broken => Failure::Broken,
         })?;
