@@ -67,8 +67,11 @@ fn last_usage(tail: &[u8]) -> Option<&str> {
     Some(raw.get())
 }
 
+/// What every gzip stream starts with.
+pub(super) const GZIP_FIRST_BYTE: u8 = 0x1f;
+
 /// The name of a compression that shows in the first bytes.
-pub(super) fn encoded(start: &[u8]) -> Option<&'static str> {
+fn encoded(start: &[u8]) -> Option<&'static str> {
     const MAGIC: [(&[u8], &str); 2] = [(b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd")];
     MAGIC.into_iter().find(|(magic, _)| start.starts_with(magic)).map(|(_, name)| name)
 }

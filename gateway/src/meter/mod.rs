@@ -131,12 +131,12 @@ impl AnswerMeter {
     /// Takes a chunk that came at `at_us` and says what may go to the client.
     pub fn feed(&mut self, chunk: Bytes, at_us: u64) -> Fed {
         if let (Form::Unopened { hide }, false) = (&self.form, chunk.is_empty()) {
-            self.form = match body::encoded(&chunk) {
-                Some(encoding) => {
-                    self.reader.note(|| format!("the stream is {encoding}-encoded and was not read"));
-                    Form::Unread
-                }
-                None => Form::Stream(Box::new(Sse::new(*hide))),
+            // The first byte alone decides, because a stream means the same wherever it is cut; no text starts like gzip.
+            self.form = if chunk.first() == Some(&body::GZIP_FIRST_BYTE) {
+                self.reader.note(|| "the stream is gzip-encoded and was not read".to_owned());
+                Form::Unread
+            } else {
+                Form::Stream(Box::new(Sse::new(*hide)))
             };
         }
         match &mut self.form {
