@@ -120,6 +120,8 @@ pub enum Source {
     Gateway,
     /// Read from a file: the import's kind and name, such as `azure-llm-trace:conv.csv`.
     Import(Label),
+    /// Told over OpenTelemetry by the service of this name, and seen by no gateway of ours.
+    Span(Label),
 }
 
 /// The class of service a provider prices apart.
@@ -213,6 +215,8 @@ pub struct Timeline {
     pub first_token_us: Option<u64>,
     /// Last chunk that carried a token.
     pub last_token_us: Option<u64>,
+    /// How long it waited in the engine's queue after it was sent, as the engine says.
+    pub queued_us: Option<u64>,
     /// The end, whatever it was.
     pub finished_us: u64,
     /// Gaps between tokens.
@@ -225,6 +229,21 @@ impl Timeline {
     pub fn finished_at(&self) -> Timestamp {
         self.received_at.plus_micros(i64::try_from(self.finished_us).unwrap_or(i64::MAX))
     }
+}
+
+/// An attempt that has not ended, as far as it got.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// The attempt.
+    pub id: AttemptId,
+    /// Who caused it.
+    pub context: Context,
+    /// Which model was asked where.
+    pub route: Route,
+    /// What happened so far; `finished_us` is the moment of looking.
+    pub timeline: Timeline,
+    /// Tokens so far, counted from what passed: the input's estimate, the output delivered.
+    pub usage: TokenUsage,
 }
 
 /// One try at an upstream on behalf of a request: what ran, for whom, and what it cost.

@@ -7,6 +7,7 @@ use crate::capacity::CapacityFact;
 use crate::context::Context;
 use crate::id::AttemptId;
 use crate::posting::Posting;
+use crate::telemetry::{CallSpan, EngineFact, EngineReading, EngineStep, GpuReading, JobFact};
 use crate::time::{Period, Timestamp};
 use crate::usage::TokenUsage;
 
@@ -37,7 +38,7 @@ pub struct Gap {
 }
 
 /// One thing that happened.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Fact {
     /// An attempt is about to be sent.
     Opened(Box<Opened>),
@@ -49,4 +50,16 @@ pub enum Fact {
     Posting(Box<Posting>),
     /// Metering was blind for a while.
     Gap(Gap),
+    /// An engine ran.
+    Engine(Box<EngineFact>),
+    /// An engine was read.
+    Reading(Box<EngineReading>),
+    /// An engine ran a step.
+    Step(Box<EngineStep>),
+    /// Somebody told of a call.
+    Span(Box<CallSpan>),
+    /// A job used GPUs.
+    Job(Box<JobFact>),
+    /// A GPU was read.
+    Gpu(Box<GpuReading>),
 }

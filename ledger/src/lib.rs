@@ -12,16 +12,18 @@ pub mod closure;
 pub mod context;
 pub mod decimal;
 pub mod fact;
+pub mod gpu;
 pub mod id;
 pub mod money;
 pub mod posting;
 pub mod price;
 pub mod settle;
 pub mod step;
+pub mod telemetry;
 pub mod time;
 pub mod usage;
 
-pub use attempt::{Attempt, Operation, Outcome, Route, ServiceClass, Source, Timeline, TokenGaps};
+pub use attempt::{Attempt, Operation, Outcome, Route, Running, ServiceClass, Source, Timeline, TokenGaps};
 pub use capacity::{CapacityFact, PurchaseOption};
 pub use charge::{Charge, Costs, EstimateReason, ResolvedRates, UnpricedReason};
 pub use context::{Context, ContextField, Label};
@@ -29,6 +31,9 @@ pub use decimal::DecimalError;
 pub use fact::{Fact, Gap, Opened};
 pub use id::{AttemptId, KeyId, PostingId, RequestId};
 pub use money::{GpuHourRate, Money, MoneyError, TokenPrice};
-pub use posting::{Line, Origin, Posting, Tier};
+pub use posting::{Basis, Line, Origin, Posting, Terms, Tier};
+pub use telemetry::{
+    Adapter, CallSpan, EngineFact, EngineReading, EngineSetup, EngineStep, GpuReading, JobFact, JobSource,
+};
 pub use time::{Clock, Period, Timestamp};
 pub use usage::{TokenKind, TokenUsage, UsageQuality};

@@ -6,6 +6,7 @@ use crate::attempt::Attempt;
 use crate::charge::{Charge, Costs};
 use crate::context::{Context, Label};
 use crate::id::{AttemptId, PostingId};
+use crate::money::Money;
 use crate::time::{Period, Timestamp};
 
 /// An amount to be allocated. The postings of one origin add up to it exactly.
@@ -71,12 +72,15 @@ pub enum Line {
     Unobserved,
     /// The adjustment to the invoice.
     TrueUp,
+    /// Work that is no request: training, batch, notebooks on the same GPUs.
+    Job,
 }
 
 impl Line {
     /// Every line.
-    pub const ALL: [Line; 10] = [
+    pub const ALL: [Line; 11] = [
         Line::Request,
+        Line::Job,
         Line::Unallocated,
         Line::IdleReserved,
         Line::Headroom,
@@ -102,6 +106,7 @@ impl Line {
             Line::Waste => "waste",
             Line::Unobserved => "unobserved",
             Line::TrueUp => "true_up",
+            Line::Job => "job",
         }
     }
 }
@@ -115,6 +120,30 @@ pub enum Tier {
     B,
     /// Counters only.
     C,
+}
+
+/// An amount by the term of the step-time model that caused it. Adds up to the amount.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Launching and scheduling steps.
+    pub overhead: Money,
+    /// Reading the weights.
+    pub weights: Money,
+    /// Reading the KV cache.
+    pub kv: Money,
+    /// Computing.
+    pub compute: Money,
+}
+
+/// What stands behind an amount that a pool's allocation made. A correction carries the difference.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Basis {
+    /// GPU-microseconds that the amount pays.
+    pub gpu_us: i64,
+    /// The amount by term, where the method has these terms.
+    pub terms: Option<Terms>,
+    /// How well the reconstruction follows the engine's own series, in millionths. `None` when it was never compared.
+    pub quality: Option<u32>,
 }
 
 /// One allocated amount. Never changed: a correction is another posting.
@@ -144,6 +173,8 @@ pub struct Posting {
     pub estimated: bool,
     /// How much was known, for pools.
     pub tier: Option<Tier>,
+    /// What stands behind it, for pools.
+    pub basis: Option<Basis>,
     /// The price book or the allocation policy and its version.
     pub policy: Label,
     /// When this was booked.
@@ -172,6 +203,7 @@ impl Posting {
             costs,
             estimated: guessed,
             tier: None,
+            basis: None,
             policy: rates.book().into(),
             booked_at: finished,
         })

@@ -107,6 +107,7 @@ fn posting(origin: Origin, pool: &Label, period: Period, open: Money, before: Mo
         costs: Costs::flat(open),
         estimated: false,
         tier: None,
+        basis: None,
         policy: "unallocated@1".into(),
         booked_at: now,
     }

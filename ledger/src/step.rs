@@ -16,8 +16,12 @@
 //!
 //! Floats are at home here: the model decides shares and latencies, never totals of money.
 
+use serde::{Deserialize, Serialize};
+
+pub use crate::gpu::GpuSheet;
+
 /// The dimensions of a transformer that decide how much it computes and reads.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ModelShape {
     /// Transformer layers, `L`.
     pub layers: u32,
@@ -80,148 +84,8 @@ impl ModelShape {
     }
 }
 
-/// What one GPU can do at best, by its vendor's data sheet.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct GpuSheet {
-    /// The name that capacity facts use.
-    pub name: &'static str,
-    /// Dense bf16 tensor throughput in FLOP/s, without sparsity.
-    pub flop_per_s: f64,
-    /// Memory bandwidth in bytes/s.
-    pub bytes_per_s: f64,
-    /// Memory in bytes, decimal as the data sheets count.
-    pub memory_bytes: f64,
-    /// Where the numbers are from.
-    pub source: &'static str,
-}
-
-impl GpuSheet {
-    /// NVIDIA L4.
-    pub const L4: GpuSheet = GpuSheet {
-        name: "L4",
-        flop_per_s: 121e12,
-        bytes_per_s: 300e9,
-        memory_bytes: 24e9,
-        source: "NVIDIA L4 Tensor Core GPU data sheet (bf16 242 TFLOPS with sparsity, half of it dense)",
-    };
-    /// NVIDIA L40S.
-    pub const L40S: GpuSheet = GpuSheet {
-        name: "L40S",
-        flop_per_s: 362e12,
-        bytes_per_s: 864e9,
-        memory_bytes: 48e9,
-        source: "NVIDIA L40S data sheet",
-    };
-    /// NVIDIA A100 80 GB, SXM.
-    pub const A100: GpuSheet = GpuSheet {
-        name: "A100",
-        flop_per_s: 312e12,
-        bytes_per_s: 2.039e12,
-        memory_bytes: 80e9,
-        source: "NVIDIA A100 Tensor Core GPU data sheet, 80GB SXM",
-    };
-    /// NVIDIA H100 80 GB, SXM.
-    pub const H100: GpuSheet = GpuSheet {
-        name: "H100",
-        flop_per_s: 989e12,
-        bytes_per_s: 3.35e12,
-        memory_bytes: 80e9,
-        source: "NVIDIA H100 Tensor Core GPU data sheet, SXM (bf16 1,979 TFLOPS with sparsity, half of it dense)",
-    };
-    /// NVIDIA H200 141 GB, SXM.
-    pub const H200: GpuSheet = GpuSheet {
-        name: "H200",
-        flop_per_s: 989e12,
-        bytes_per_s: 4.8e12,
-        memory_bytes: 141e9,
-        source: "NVIDIA H200 Tensor Core GPU data sheet, SXM (bf16 1,979 TFLOPS with sparsity, half of it dense)",
-    };
-    /// AMD Instinct MI300X.
-    pub const MI300X: GpuSheet = GpuSheet {
-        name: "MI300X",
-        flop_per_s: 1307.4e12,
-        bytes_per_s: 5.3e12,
-        memory_bytes: 192e9,
-        source: "AMD Instinct MI300X data sheet",
-    };
-
-    /// NVIDIA A10.
-    pub const A10: GpuSheet = GpuSheet {
-        name: "A10",
-        flop_per_s: 125e12,
-        bytes_per_s: 600e9,
-        memory_bytes: 24e9,
-        source: "NVIDIA A10 Tensor Core GPU data sheet (bf16 125 TFLOPS dense)",
-    };
-    /// NVIDIA B200, SXM.
-    pub const B200: GpuSheet = GpuSheet {
-        name: "B200",
-        flop_per_s: 2.25e15,
-        bytes_per_s: 8e12,
-        memory_bytes: 180e9,
-        source: "NVIDIA DGX B200 data sheet, one GPU of eight (bf16 4.5 PFLOPS with sparsity, half of it dense)",
-    };
-    /// NVIDIA GeForce RTX 4090.
-    pub const RTX_4090: GpuSheet = GpuSheet {
-        name: "RTX 4090",
-        flop_per_s: 165.2e12,
-        bytes_per_s: 1.008e12,
-        memory_bytes: 24e9,
-        source: "NVIDIA Ada GPU Architecture white paper (bf16 with fp32 accumulate, dense)",
-    };
-    /// NVIDIA RTX PRO 6000 Blackwell, Server Edition.
-    pub const RTX_PRO_6000: GpuSheet = GpuSheet {
-        name: "RTX PRO 6000",
-        flop_per_s: 467e12,
-        bytes_per_s: 1.597e12,
-        memory_bytes: 96e9,
-        source: "NVIDIA RTX PRO 6000 Blackwell Server Edition data sheet (fp4 3.7 PFLOPS with sparsity, an eighth of it bf16 dense)",
-    };
-
-    /// Every sheet.
-    pub const ALL: [GpuSheet; 10] = [
-        GpuSheet::L4,
-        GpuSheet::L40S,
-        GpuSheet::A10,
-        GpuSheet::A100,
-        GpuSheet::H100,
-        GpuSheet::H200,
-        GpuSheet::B200,
-        GpuSheet::RTX_4090,
-        GpuSheet::RTX_PRO_6000,
-        GpuSheet::MI300X,
-    ];
-
-    /// The sheet with this name, whatever its case.
-    #[must_use]
-    pub fn named(name: &str) -> Option<&'static GpuSheet> {
-        const ALL: &[GpuSheet] = &GpuSheet::ALL;
-        ALL.iter().find(|sheet| sheet.name.eq_ignore_ascii_case(name))
-    }
-
-    /// The sheet of a device as drivers and exporters name it (`NVIDIA H100 80GB HBM3`, `NVIDIA GeForce RTX 4090`,
-    /// `NVIDIA A100-SXM4-80GB`): the longest sheet name whose words stand in it one after the other.
-    #[must_use]
-    pub fn recognised(device: &str) -> Option<&'static GpuSheet> {
-        const ALL: &[GpuSheet] = &GpuSheet::ALL;
-        let words = |text: &str| -> Vec<String> {
-            text.split(|letter: char| !letter.is_ascii_alphanumeric())
-                .filter(|word| !word.is_empty())
-                .map(str::to_ascii_uppercase)
-                .collect()
-        };
-        let device = words(device);
-        ALL.iter()
-            .filter(|sheet| {
-                let name = words(sheet.name);
-                device.windows(name.len()).any(|stretch| stretch == name)
-            })
-            .max_by_key(|sheet| sheet.name.len())
-    }
-}
-
 /// How much of the data sheet an engine reaches: the starting point that fits replace by measurement.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Efficiencies {
     /// Share of the peak FLOP/s, `eta_c`, above 0 and at most 1.
     pub compute: f64,

@@ -90,7 +90,7 @@ impl<'de> Deserialize<'de> for Timestamp {
 }
 
 /// A half-open span of time: `start` belongs to it, `end` does not.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Period {
     /// The first moment inside.
     pub start: Timestamp,

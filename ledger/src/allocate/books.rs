@@ -175,6 +175,7 @@ impl Books {
                 costs: Costs::flat(amount),
                 estimated,
                 tier: Some(Tier::B),
+                basis: None,
                 policy: label.clone(),
                 booked_at,
             })

@@ -1,7 +1,9 @@
 //! Several engines on one GPU: how its cost divides among them before each divides its part among its requests.
 
+use serde::{Deserialize, Serialize};
+
 /// A MIG slice of a GPU, in the vendor's units: sevenths of the compute and eighths of the memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MigSlice {
     /// Compute slices of 7.
     pub compute: u32,

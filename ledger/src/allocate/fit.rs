@@ -7,6 +7,8 @@
 //! memory overlap is chosen among a few blends by the same error. The error is part of the result: a fit without one is
 //! an opinion.
 
+use serde::{Deserialize, Serialize};
+
 use super::replica::Replica;
 use crate::step::{Efficiencies, Work};
 
@@ -44,7 +46,7 @@ pub struct Fit {
 }
 
 /// Relative errors of predicted seconds.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct FitError {
     /// Half of the observations are closer than this.
     pub median: f64,

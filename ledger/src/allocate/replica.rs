@@ -1,11 +1,13 @@
 //! One engine process on its GPUs as the allocation sees it: what a request demands of a step, and what is there once
 //! for all of them.
 
+use serde::{Deserialize, Serialize};
+
 use super::shape::Model;
 use crate::step::{self, Efficiencies, GpuSheet, Work};
 
 /// The experts of a mixture-of-experts model.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Experts {
     /// Experts of one layer, `E`.
     pub count: u32,
@@ -29,7 +31,7 @@ impl Experts {
 }
 
 /// A model on `gpus` GPUs that work as one (tensor or pipeline parallel), with fitted constants.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Replica {
     /// The model.
     pub model: Model,

@@ -1,12 +1,13 @@
 //! A model's dimensions from the `config.json` that Hugging Face repositories carry.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::replica::Experts;
 use crate::step::ModelShape;
 
 /// What the allocation knows of a model: its shape, the bytes of its weights and its experts.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Model {
     /// Dimensions; `bytes_per_element` is that of the KV cache.
     pub shape: ModelShape,

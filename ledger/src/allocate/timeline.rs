@@ -1,5 +1,7 @@
 //! One request's life on one engine, and what the engine can hold.
 
+use serde::{Deserialize, Serialize};
+
 use super::replica::Replica;
 use crate::step::Work;
 use crate::time::Timestamp;
@@ -54,7 +56,7 @@ impl EngineTimeline {
 }
 
 /// What the engine can hold; decides when requests must have been preempted.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Tokens that fit the KV cache. Unknown is no limit.
     pub kv_tokens: Option<f64>,
