@@ -30,21 +30,23 @@ def fetch(url, patience_s=5):
 class Engine:
     """A real vLLM server, ours or one that runs already (REAL_VLLM_URL)."""
 
-    def __init__(self, folder):
-        self.process = None
-        self.url = os.environ.get("REAL_VLLM_URL", "").rstrip("/")
+    def __init__(self, folder, model=MODEL, size=None):
+        """Serves `model`; `size` is (layers, hidden) of its weights, the start script's own when absent."""
+        self.process, self.model = None, model
+        self.url = os.environ.get("REAL_VLLM_URL", "").rstrip("/") if model == MODEL else ""
         if self.url:
             return
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
-        self.log = pathlib.Path(folder, "vllm.log")
+        self.log = pathlib.Path(folder, f"vllm-{model}.log")
+        sizes = {"REAL_VLLM_LAYERS": str(size[0]), "REAL_VLLM_HIDDEN": str(size[1])} if size else {}
         # Without this flag vLLM keeps the cached part of a prompt to itself on three of four surfaces.
         arguments = os.environ.get("REAL_VLLM_ARGS", "--enable-prompt-tokens-details")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [os.environ["REAL_VLLM_START"], str(port), MODEL],
+                [os.environ["REAL_VLLM_START"], str(port), model],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=os.environ | {"REAL_VLLM_ARGS": arguments},
+                env=os.environ | sizes | {"REAL_VLLM_ARGS": arguments},
             )
 
     def wait_until_ready(self):
@@ -74,6 +76,33 @@ class Engine:
             time.sleep(0.3)
         raise SystemExit("vLLM is still busy two minutes after the last request")
 
+    def cpu_seconds(self):
+        """Processor time that all processes of the server have used since they started."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        total = 0
+        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            # Fields after the name: state, parent, group, session, …; user and system time are the 12th and 13th.
+            if int(fields[3]) == self.process.pid:
+                total += int(fields[11]) + int(fields[12])
+        return total / ticks
+
+    def model_folder(self):
+        """Where the server's model lies, as its own command line says."""
+        for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if int((line.parent / "stat").read_text().rpartition(")")[2].split()[3]) != self.process.pid:
+                    continue
+                words = line.read_bytes().decode(errors="replace").split("\0")
+            except (OSError, ValueError):
+                continue
+            if "--model" in words:
+                return pathlib.Path(words[words.index("--model") + 1])
+        raise SystemExit(f"the server of {self.model} shows no --model")
+
     def stop(self):
         if self.process and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -87,7 +116,8 @@ class Engine:
 class Farthing:
     """One instance of the gateway with its own ledger, used as a user would use it."""
 
-    def __init__(self, folder, name, engine_url, on_client_abort):
+    def __init__(self, folder, name, config, on_client_abort="cancel", consumers=("real-test",)):
+        """`config` is what the file says of upstreams and pools; each consumer gets a key and is its own team."""
         self.binary = os.environ["FARTHING_BIN"]
         self.folder = pathlib.Path(folder, name)
         self.folder.mkdir()
@@ -102,25 +132,9 @@ anonymous = "never"
 
 [admin]
 listen = "127.0.0.1:{admin}"
-
-[[upstream]]
-name = "engine"
-kind = "vllm"
-base_url = "{engine_url}"
-pool = "shared"
-deployment = "{MODEL}"
-
-[[pool]]
-name = "shared"
-owner = "platform"
-gpu = "A100"
-gpus = 1
-usd_per_gpu_hour = "2.50"
-""")
-        created = self.run("key", "create", "--consumer", "real-test", "--team", "quality")
-        self.key = next(iter(re.findall(r'"(fk-[^"]+)"', json.dumps(created))), None)
-        if not self.key:
-            raise SystemExit(f"`farthing key create` printed no key: {created}")
+{config}""")
+        self.keys = {consumer: self.create_key(consumer) for consumer in consumers}
+        self.key = next(iter(self.keys.values()))
         self.log = (self.folder / "serve.log").open("wb")
         self.process = subprocess.Popen(
             [self.binary, "serve", "--config", str(self.config), "--data", str(self.data)],
@@ -135,6 +149,13 @@ usd_per_gpu_hour = "2.50"
                 if time.monotonic() > until or self.process.poll() is not None:
                     raise SystemExit(f"farthing does not listen; its log:\n{(self.folder / 'serve.log').read_text()[-2000:]}")
                 time.sleep(0.05)
+
+    def create_key(self, consumer):
+        created = self.run("key", "create", "--consumer", consumer, "--team", f"{consumer}-team")
+        keys = re.findall(r'"(fk-[^"]+)"', json.dumps(created))
+        if not keys:
+            raise SystemExit(f"`farthing key create` printed no key: {created}")
+        return keys[0]
 
     def run(self, *arguments):
         command = [self.binary, *arguments, "--json", "--config", str(self.config), "--data", str(self.data)]
