@@ -8,6 +8,7 @@ pub mod driver;
 pub mod histogram;
 pub mod load;
 pub mod mock;
+pub mod month;
 pub mod peers;
 pub mod plain;
 pub mod process;

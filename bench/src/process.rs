@@ -164,6 +164,12 @@ pub fn output<S: AsRef<OsStr>>(program: &Path, args: &[S]) -> Result<String, Str
     Err(format!("`{name} {}` ended with {}: {} {}", words.join(" "), run.status, stderr.trim(), stdout.trim()))
 }
 
+/// The most memory that this process has occupied so far, in bytes.
+#[must_use]
+pub fn own_peak_bytes() -> u64 {
+    status_kib(std::process::id(), "VmHWM:") * 1024
+}
+
 /// A process and everything below it, itself first.
 fn tree(root: u32) -> Vec<u32> {
     let mut found = vec![root];

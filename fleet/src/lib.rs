@@ -1,9 +1,14 @@
 //! The GPU side of the ledger: engines simulated from the step-time model, and the telemetry that engines expose.
 //!
-//! [`engine`] serves simulated inference engines over real HTTP; [`prometheus`] reads the counters of any engine.
+//! [`engine`] serves simulated inference engines over real HTTP. [`telemetry`] reads engines and GPUs ([`prometheus`] is the
+//! parser), [`steps`] follows the single steps of engines that publish them, [`jobs`] finds work that is no request.
 
 pub mod engine;
+pub mod jobs;
+pub mod otlp;
 pub mod prometheus;
+pub mod steps;
+pub mod telemetry;
 
 /// What can go wrong with an engine that is to be started.
 #[derive(Debug, thiserror::Error)]

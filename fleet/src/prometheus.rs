@@ -1,6 +1,10 @@
 //! Reads the Prometheus text format and OpenMetrics into samples. Total: any input gives an answer, and lines that
 //! are neither samples nor comments are counted, not fatal.
 
+use std::time::Duration;
+
+use ledger::Timestamp;
+
 /// One line of a scrape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
@@ -43,6 +47,13 @@ impl Scrape {
         self.named(name).map(|sample| sample.value).reduce(|sum, value| sum + value)
     }
 
+    /// Drops the samples that carry a time stamp more than `age` before `now`. Samples without one are of the scrape's own
+    /// time.
+    pub fn forget_older_than(&mut self, now: Timestamp, age: Duration) {
+        let oldest_s = now.micros() as f64 * 1e-6 - age.as_secs_f64();
+        self.samples.retain(|sample| sample.timestamp.is_none_or(|at| seconds(at) >= oldest_s));
+    }
+
     /// The value of the sample with this name and, among others, these labels.
     #[must_use]
     pub fn value(&self, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
@@ -66,6 +77,12 @@ pub fn parse(text: &str) -> Scrape {
         }
     }
     scrape
+}
+
+/// Seconds since 1970 of a time stamp in either format. A number of seconds as large as one of milliseconds lies millennia
+/// ahead.
+fn seconds(timestamp: f64) -> f64 {
+    if timestamp.abs() >= 1e11 { timestamp * 1e-3 } else { timestamp }
 }
 
 fn sample(line: &str) -> Option<Sample> {
@@ -187,6 +204,15 @@ mod tests {
             let scrape = parse(&format!("{line}\nok 1\n"));
             assert_eq!((scrape.samples.len(), scrape.unknown_lines), (1, 1), "{line}");
         }
+    }
+
+    #[test]
+    fn stale_samples_are_forgotten() {
+        let now = Timestamp::from_micros(1_700_000_100_000_000);
+        let mut scrape = parse("a 1\nb 1 1700000039000\nc 1 1700000041000\nd 1 1700000041\ne 1 1700000039\nf 1 NaN\n");
+        scrape.forget_older_than(now, Duration::from_secs(60));
+        let names: Vec<&str> = scrape.samples.iter().map(|sample| sample.name.as_str()).collect();
+        assert_eq!(names, ["a", "c", "d"]);
     }
 
     proptest! {

@@ -181,6 +181,7 @@ impl Live {
             Some(Ok(frame)) => {
                 let Ok(chunk) = frame.into_data() else { return };
                 let fed = self.meter.feed(chunk, self.last_us);
+                self.open.progressed(&self.meter);
                 self.ready.extend(fed.release);
                 if fed.ends || self.upstream.is_end_stream() {
                     self.finish(End::Whole);
@@ -271,7 +272,9 @@ impl Live {
                 let (Some(Ok(frame)), true) = (next, read <= limits.drain_bytes_max) else { return };
                 let Ok(chunk) = frame.into_data() else { continue };
                 read = read.saturating_add(u64::try_from(chunk.len()).unwrap_or(u64::MAX));
-                if self.meter.feed(chunk, self.open.now_us()).ends {
+                let ends = self.meter.feed(chunk, self.open.now_us()).ends;
+                self.open.progressed(&self.meter);
+                if ends {
                     return;
                 }
             }

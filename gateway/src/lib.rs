@@ -5,6 +5,7 @@
 //! tables: facts leave through a [`Journal`], and settings, keys and prices come in as snapshots.
 
 mod answer;
+mod aside;
 pub mod attribute;
 mod background;
 mod client_socket;
@@ -15,6 +16,7 @@ pub mod metrics;
 mod pipeline;
 pub mod provider;
 mod refusal;
+mod running;
 pub mod server;
 pub mod settings;
 pub mod surface;

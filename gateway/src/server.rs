@@ -13,8 +13,8 @@ use arc_swap::ArcSwap;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use ledger::Clock;
 use ledger::price::PriceBook;
+use ledger::{Clock, Running};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,7 +28,8 @@ use crate::client_socket::ClientSocket;
 use crate::journal::Journal;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
-use crate::pipeline::{self, Core};
+use crate::pipeline::{self, Core, Room};
+use crate::running::Registry;
 use crate::settings::{Limits, Settings};
 use crate::upstream::{Outbound, chain};
 
@@ -81,14 +82,29 @@ impl Gateway {
         let limits = parts.settings.load().limits;
         let Parts { settings, keys, prices, journal, clock } = parts;
         let (outbound, background) = (Outbound::new(limits.connect_ms_max), Background::new(limits.drains_max));
-        let metrics = Metrics::default();
-        Gateway { core: Arc::new(Core { settings, keys, prices, journal, clock, metrics, outbound, background }) }
+        let (metrics, running) = (Metrics::default(), Arc::new(Registry::default()));
+        let room = Arc::new(Room::default());
+        let core = Core { settings, keys, prices, journal, clock, metrics, outbound, background, running, room };
+        Gateway { core: Arc::new(core) }
     }
 
     /// What was counted since it started.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
         &self.core.metrics
+    }
+
+    /// Every attempt that was sent and has not ended, as far as it got, in the order of their ids.
+    ///
+    /// Tokens are counted cheaply: the input by the length of the request's text, the output by the events that carried text
+    /// (one is one token of vLLM's; elsewhere their text may stand for more). Of an answer that comes in one piece no output
+    /// is known before its end, and none is claimed.
+    ///
+    /// An attempt leaves after its finished record is in the journal. Who looks here first and at the journal's records then
+    /// misses none, and finds some in both: there the record is what counts.
+    #[must_use]
+    pub fn running(&self) -> Vec<Running> {
+        self.core.running.look(&*self.core.clock)
     }
 
     /// Serves `listener` until `shutdown` resolves, then lets running requests end for [`Limits::shutdown_ms_max`].

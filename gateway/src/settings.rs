@@ -238,6 +238,8 @@ pub struct Limits {
     pub attempts_max: usize,
     /// Longest wait that an upstream may ask for before a retry; a longer one goes to the next upstream at once.
     pub retry_after_ms_max: u64,
+    /// Most bytes of request bodies kept for another try, all requests together. A request beyond that is tried once.
+    pub retained_bytes_max: usize,
     /// How long running requests may finish after the order to stop.
     pub shutdown_ms_max: u64,
 }
@@ -258,6 +260,7 @@ impl Default for Limits {
             connections_max: 16_384,
             attempts_max: 6,
             retry_after_ms_max: 5_000,
+            retained_bytes_max: 268_435_456,
             shutdown_ms_max: 30_000,
         }
     }

@@ -5,13 +5,15 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
 use http::Method;
 use ledger::context::LABEL_BYTES_MAX;
 use ledger::{Operation, ServiceClass};
 use memchr::memmem;
-use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use crate::provider::Kind;
@@ -232,40 +234,91 @@ fn gemini_path(path: &str) -> Option<Inspected> {
     })
 }
 
-/// The fields we read, each as it stands in the body. Everything else is skipped.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Fields<'a> {
-    #[serde(borrow)]
-    model: Option<&'a RawValue>,
-    #[serde(borrow)]
-    stream: Option<&'a RawValue>,
-    #[serde(borrow, deserialize_with = "present")]
-    stream_options: Option<&'a RawValue>,
-    #[serde(borrow)]
-    service_tier: Option<&'a RawValue>,
-    #[serde(borrow, rename = "serviceTier")]
-    gemini_service_tier: Option<&'a RawValue>,
-    #[serde(borrow)]
-    speed: Option<&'a RawValue>,
-    #[serde(borrow)]
-    max_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    max_completion_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    max_output_tokens: Option<&'a RawValue>,
-    #[serde(borrow)]
-    n: Option<&'a RawValue>,
-    #[serde(borrow)]
-    best_of: Option<&'a RawValue>,
-    #[serde(borrow, rename = "generationConfig", alias = "generation_config")]
-    generation_config: Option<&'a RawValue>,
-    #[serde(borrow)]
-    user: Option<&'a RawValue>,
-    #[serde(borrow)]
-    safety_identifier: Option<&'a RawValue>,
-    #[serde(borrow)]
-    metadata: Option<&'a RawValue>,
+/// Declares the fields that are read, and how one object is read into them.
+macro_rules! fields {
+    ($($field:ident: $name:literal $(| $alias:literal)?),* $(,)?) => {
+        /// The fields we read, each as it stands in the body. Everything else is skipped.
+        #[derive(Default)]
+        struct Fields<'a> {
+            $($field: Option<&'a RawValue>,)*
+            /// A name of ours in another spelling of the same letters: some upstreams take it for ours, and we do not.
+            misspelt: Option<&'static str>,
+        }
+
+        impl Fields<'_> {
+            const NAMES: &'static [&'static str] = &[$($name, $($alias,)?)*];
+        }
+
+        impl<'de> Visitor<'de> for FieldsVisitor {
+            type Value = Fields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Fields<'de>, A::Error> {
+                let mut fields = Fields::default();
+                while let Some(Key(key)) = members.next_key()? {
+                    match key.as_ref() {
+                        $($name $(| $alias)? => {
+                            let raw: &RawValue = members.next_value()?;
+                            if fields.$field.replace(raw).is_some() {
+                                return Err(serde::de::Error::duplicate_field($name));
+                            }
+                        })*
+                        other => {
+                            // The model decides most; another field must not hide that it is misspelt.
+                            let found = Fields::NAMES.iter().find(|name| reads_as(other, name)).copied();
+                            fields.misspelt = fields.misspelt.filter(|&name| name == MODEL).or(found).or(fields.misspelt);
+                            members.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(fields)
+            }
+        }
+    };
+}
+
+const MODEL: &str = "model";
+
+fields! {
+    model: "model",
+    stream: "stream",
+    stream_options: "stream_options",
+    service_tier: "service_tier",
+    gemini_service_tier: "serviceTier",
+    speed: "speed",
+    max_tokens: "max_tokens",
+    max_completion_tokens: "max_completion_tokens",
+    max_output_tokens: "max_output_tokens",
+    n: "n",
+    best_of: "best_of",
+    generation_config: "generationConfig" | "generation_config",
+    user: "user",
+    safety_identifier: "safety_identifier",
+    metadata: "metadata",
+}
+
+struct FieldsVisitor;
+
+/// A key, borrowed unless it has escapes in it.
+#[derive(Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
+    fn deserialize<D: Deserializer<'de>>(source: D) -> Result<Fields<'de>, D::Error> {
+        source.deserialize_map(FieldsVisitor)
+    }
+}
+
+/// Whether a reader that does not look at case, as Go's does not, takes `key` for `name`.
+fn reads_as(key: &str, name: &str) -> bool {
+    let folded =
+        |text: &'_ str| text.chars().flat_map(char::to_lowercase).flat_map(char::to_uppercase).collect::<String>();
+    // Another case changes a text's length by little: U+017F for `s` and U+212A for `k` are the longest.
+    key.len() <= name.len() * 3 && folded(key) == folded(name)
 }
 
 #[derive(Default, Deserialize)]
@@ -298,11 +351,16 @@ fn inspect_json(body: &[u8], object_expected: bool, request: &mut Inspected) -> 
         None => return Err("the body is empty where JSON is expected".to_owned()),
         Some(b'{') => {}
         Some(_) => {
-            serde_json::from_str::<serde::de::IgnoredAny>(text).map_err(|error| not_json(&error))?;
+            serde_json::from_str::<IgnoredAny>(text).map_err(|error| not_json(&error))?;
             return if object_expected { Err("the body is JSON but not an object".to_owned()) } else { Ok(()) };
         }
     }
     let fields: Fields<'_> = serde_json::from_str(text).map_err(|error| not_json(&error))?;
+    if let Some(name) = fields.misspelt
+        && (name == MODEL || request.operation != Operation::Other)
+    {
+        return Err(format!("the field `{name}` is there in another case, which upstreams read differently"));
+    }
     if request.model.is_none() {
         request.model = fields.model.and_then(string).map(|model| cut(&model));
         request.places.model = match (fields.model, &request.model) {
@@ -365,7 +423,7 @@ fn usage_chunk(
 const ASK_WHOLE: &str = "\"stream_options\":{\"include_usage\":true},";
 
 /// Keeps an explicit null, which an `Option` would swallow and an edit must replace, or the member would be there twice.
-fn present<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Option<&'de RawValue>, D::Error> {
+fn present<'de, D: Deserializer<'de>>(source: D) -> Result<Option<&'de RawValue>, D::Error> {
     <&RawValue>::deserialize(source).map(Some)
 }
 
@@ -373,7 +431,7 @@ fn service_class(fields: &Fields<'_>) -> Option<ServiceClass> {
     if fields.speed.and_then(string).as_deref() == Some("fast") {
         return Some(ServiceClass::Priority);
     }
-    let tier = fields.service_tier.or(fields.gemini_service_tier).and_then(string)?;
+    let tier = fields.service_tier.and_then(string).or_else(|| fields.gemini_service_tier.and_then(string))?;
     match tier.to_ascii_lowercase().as_str() {
         "default" | "standard" | "standard_only" => Some(ServiceClass::Standard),
         "flex" => Some(ServiceClass::Flex),
@@ -386,8 +444,8 @@ fn service_class(fields: &Fields<'_>) -> Option<ServiceClass> {
 
 fn max_output_tokens(fields: &Fields<'_>) -> Option<u64> {
     let config: GenerationConfig<'_> = fields.generation_config.and_then(object).unwrap_or_default();
-    let each =
-        fields.max_completion_tokens.or(fields.max_tokens).or(fields.max_output_tokens).or(config.max_output_tokens);
+    let each = [fields.max_completion_tokens, fields.max_tokens, fields.max_output_tokens, config.max_output_tokens];
+    let each = each.into_iter().flatten().find(|raw| raw.get() != "null");
     let choices = [fields.n, fields.best_of, config.candidate_count].into_iter().flatten().filter_map(number).max();
     Some(number(each?)?.saturating_mul(choices.unwrap_or(1).max(1)))
 }

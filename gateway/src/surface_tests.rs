@@ -156,3 +156,27 @@ fn asking_for_usage_keeps_the_clients_other_options_and_names_nothing_twice() {
         }
     }
 }
+
+#[test]
+fn a_field_in_another_case_is_refused_where_it_could_be_read() {
+    let malformed = |path: &str, body: &str| post(path, body).malformed;
+    for (path, body, name) in [
+        ("/v1/chat/completions", r#"{"model":"cheap","Model":"secret"}"#, "`model`"),
+        ("/v1/chat/completions", r#"{"MODEL":"secret"}"#, "`model`"),
+        ("/v1/chat/completions", r#"{"mode\u004c":"secret","model":"cheap","Stream":true}"#, "`model`"),
+        ("/v1/chat/completions", r#"{"Stream":true,"mOdel":"secret"}"#, "`model`"),
+        ("/v1/chat/completions", r#"{"model":"m","Max_Tokens":1}"#, "`max_tokens`"),
+        ("/v1/chat/completions", "{\"model\":\"m\",\"\u{17f}tream\":true}", "`stream`"),
+        ("/v1/messages", r#"{"model":"m","max_to\u212aens":1}"#, "`max_tokens`"),
+        ("/custom", r#"{"Model":"secret"}"#, "`model`"),
+    ] {
+        let reason = malformed(path, body).unwrap_or_else(|| panic!("{body} passes"));
+        assert!(reason.contains(name) && !reason.contains("secret"), "{reason}");
+    }
+    let nested =
+        r#"{"model":"m","messages":[{"Model":"x","content":"\"Model\":1"}],"metadata":{"Model":"x"},"models":["a"]}"#;
+    assert_eq!(malformed("/v1/chat/completions", nested), None);
+    assert_eq!(malformed("/custom", r#"{"User":"x","Metadata":{},"N":1}"#), None, "not our words there");
+    let both = post("/v1beta/models/g:generateContent", r#"{"generationConfig":{},"generation_config":{}}"#);
+    assert!(both.malformed.unwrap().contains("duplicate field"));
+}

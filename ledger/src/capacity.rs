@@ -36,7 +36,7 @@ impl PurchaseOption {
 
 /// GPUs of one kind that a pool had for a while. Facts of one pool add up; a later fact with the same
 /// [`identity`](CapacityFact::identity) replaces an earlier one (it got longer, or ended).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CapacityFact {
     /// The pool that pays.
     pub pool: Label,

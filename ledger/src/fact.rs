@@ -27,7 +27,7 @@ pub struct Opened {
 }
 
 /// A time in which the log could not be written and requests were served all the same.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// From the first lost record to the first one that could be written again.
     pub period: Period,

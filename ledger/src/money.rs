@@ -81,8 +81,11 @@ impl Money {
             parts.push(part);
             remainders.push((remainder, index));
         }
-        remainders.sort_unstable_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
         let extra = usize::try_from(left).map_err(|_| MoneyError::Overflow)?;
+        // Which ones are the largest matters, not their order: a selection, linear where a sort is not.
+        if 0 < extra && extra < remainders.len() {
+            remainders.select_nth_unstable_by(extra - 1, |a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+        }
         for &(_, index) in &remainders[..extra] {
             parts[index] += 1;
         }

@@ -17,7 +17,7 @@ pub type Millionths = u32;
 
 /// One engine process for a while: what it runs, on whose GPUs, and the constants in force. Facts of one engine follow one
 /// another; a later fact with the same [`identity`](EngineFact::identity) replaces an earlier one.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EngineFact {
     /// Its name: the upstream that leads to it, as attempts carry it.
     pub engine: Label,

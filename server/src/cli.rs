@@ -58,8 +58,8 @@ pub enum Command {
     Export(Export),
     /// Attribute what an engine's GPUs cost to its single requests: files in, files out, no ledger needed.
     Allocate(Box<Allocate>),
-    /// Book pool cost that nothing has booked yet.
-    Settle,
+    /// Allocate pool cost that is not settled yet, or not as its facts are now.
+    Settle(Settle),
     /// Cost and unit economics.
     Report(Report),
     /// One request: every term of its cost, and the rows that prove it.
@@ -273,6 +273,15 @@ fn method() -> impl clap::builder::TypedValueParser<Value = Method> {
     use clap::builder::{PossibleValuesParser, TypedValueParser};
     PossibleValuesParser::new(Method::ALL.map(Method::name))
         .map(|name| Method::named(&name).expect("only names of methods are possible"))
+}
+
+/// `farthing settle`
+#[derive(Debug, Clone, Args)]
+pub struct Settle {
+    /// The time to settle [default: all]. Where only imports tell what ran, configured GPUs are taken to have been there from
+    /// and until then.
+    #[command(flatten)]
+    pub span: Span,
 }
 
 /// `farthing sql`

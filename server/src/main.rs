@@ -3,19 +3,25 @@
 mod allocate;
 mod api;
 mod books;
+mod capacity;
 mod cli;
 mod clock;
 mod commands;
 mod config;
+mod declared;
 mod demo;
+mod engines;
+mod facts;
 mod governance;
 mod import;
+mod jobs;
 mod live;
 mod metrics;
-mod pools;
 mod render;
 mod report;
 mod rows;
+mod telemetry;
+mod settlement;
 mod wiring;
 
 use std::io::IsTerminal;
@@ -69,7 +75,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Import(options) => commands::import::run(&app, &options).await,
             Command::Export(options) => commands::export::run(&app, &options).await,
             Command::Allocate(options) => commands::allocate::run(&app, &options),
-            Command::Settle => commands::settle::run(&app).await,
+            Command::Settle(options) => commands::settle::run(&app, &options).await,
             Command::Report(options) => commands::report::run(&app, &options).await,
             Command::Explain { request_id } => commands::explain::run(&app, &request_id).await,
             Command::Sql(options) => commands::sql::run(&app, &options).await,

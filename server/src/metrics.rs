@@ -12,6 +12,8 @@ use crate::rows;
 
 /// Most providers that get a label of their own; the rest is `other`, so that no client can grow the page.
 const PROVIDERS_MAX: usize = 50;
+/// Engines that get lines of their own.
+const ENGINES_MAX: usize = 200;
 
 /// The page.
 ///
@@ -31,8 +33,48 @@ pub async fn page(Shared(state): Shared<State>) -> Result<impl IntoResponse, Api
     let waiting = state.store.unflushed();
     single(&mut text, "log_unflushed_records", "gauge", "Records that wait in the log for the tables.", waiting);
     single(&mut text, "lost_records_total", "counter", "Records that could not be written.", state.store.lost());
+    sources(&mut text, &state);
     single(&mut text, "log_bytes", "gauge", "Bytes of the log's files on disk.", log_bytes(&state));
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+/// How telemetry goes: each engine that is read, and what spans brought.
+fn sources(text: &mut String, state: &State) {
+    let engines = state.telemetry.engines();
+    let now = state.clock.now();
+    let families = [
+        ("engine_up", "Whether the engine's metrics were read at the last try."),
+        (
+            "engine_reading_age_seconds",
+            "Seconds since the engine's metrics were last read; absent when they never were.",
+        ),
+        ("engine_metrics_missing", "Names that were expected of the engine and are not there."),
+    ];
+    for (name, help) in families {
+        let _ = writeln!(text, "# HELP farthing_{name} {help}\n# TYPE farthing_{name} gauge");
+        for engine in engines.iter().take(ENGINES_MAX) {
+            let age = engine.answered_at.map(|at| now.micros().saturating_sub(at.micros()).max(0) / 1_000_000);
+            let value = match name {
+                "engine_up" => Some(i64::from(engine.up)),
+                "engine_reading_age_seconds" => age,
+                _ => i64::try_from(engine.missing).ok(),
+            };
+            if let Some(value) = value {
+                let _ = writeln!(text, "farthing_{name}{{engine=\"{}\"}} {value}", escaped(&engine.name));
+            }
+        }
+    }
+    let Some(receiver) = &state.spans else { return };
+    let counts = receiver.counts();
+    let spans = [
+        ("spans_total", counts.spans, "Spans that were received."),
+        ("span_calls_total", counts.calls, "Spans that were model calls and were kept."),
+        ("spans_rejected_total", counts.rejected, "Spans of model calls that could not be used."),
+        ("span_requests_refused_total", counts.refused_requests, "Requests with spans that were not taken."),
+    ];
+    for (name, value, help) in spans {
+        single(text, name, "counter", help, value);
+    }
 }
 
 /// The ledger's part: totals by provider. Asked for at most every few seconds.

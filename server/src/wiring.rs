@@ -2,10 +2,11 @@
 //!
 //! ```text
 //! clients ─> gateway ── Fact ──> store (log ─ flusher ─> tables)
-//!               ^                  │
-//!   settings, keys, prices         └─> API, live page, metrics
-//!               ^
-//! configuration, control log       pools ── CapacityFact, Posting ──> store
+//!               ^                  │     ^
+//!   settings, keys, prices         │     └─ Fact ── telemetry <── engines, GPUs, spans
+//!               ^                  │     └─ Fact ── declared pools, engines, jobs <── configuration, API
+//! configuration, control log       │     └─ Posting ── settlement
+//!                                  └─> API, live page, metrics
 //! ```
 
 use std::net::SocketAddr;
@@ -14,34 +15,47 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
+use fleet::otlp::{Receiver, serve_grpc};
 use futures_util::future::{BoxFuture, FutureExt};
 use gateway::{Gateway, Journal, JournalError, KeyRing, Parts, Settings};
 use ledger::price::PriceBook;
-use ledger::{Clock, Fact, Period, Timestamp};
+use ledger::{Clock, Fact, Outcome};
 use store::{Flusher, Position, Store};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::rustls;
 
 use crate::config::{self, Loaded, Standing, price_book};
+use crate::declared::Declared;
+use crate::facts::Facts;
 use crate::governance::{Governance, hashing_secret};
-use crate::pools::{Pools, settle};
+use crate::settlement::{self, Driver, Late, Rules, Sources};
+use crate::telemetry::{Parts as TelemetryParts, Status, Telemetry, receiver};
 use crate::{api, books};
 
 /// How often the control log is looked at for new keys and prices.
 const GOVERNANCE_EVERY: Duration = Duration::from_secs(1);
-/// How far back a minute's settlement looks; what is older was settled at the start.
-const SETTLE_BACK_US: i64 = 2 * 3_600_000_000;
 
 /// The store as the gateway's journal.
 struct LedgerJournal {
     store: Store,
+    declared: Arc<Declared>,
+    late: Late,
     clock: Arc<dyn Clock>,
 }
 
 impl Journal for LedgerJournal {
     fn append(&self, fact: &Fact) -> Result<u64, JournalError> {
-        self.store.append(fact).map(|position| position.0).map_err(|error| JournalError { cause: error.to_string() })
+        let position = self.store.append(fact).map_err(|error| JournalError { cause: error.to_string() })?;
+        self.late.note(fact);
+        if let Fact::Attempt(attempt) = fact
+            && attempt.route.pool.is_some()
+            && attempt.outcome == Outcome::Completed
+        {
+            // An engine that answers is ready, whatever its metrics say.
+            self.declared.answered(&attempt.route.upstream, attempt.timeline.received_at);
+        }
+        Ok(position.0)
     }
 
     fn synced(&self, position: u64) -> BoxFuture<'static, Result<(), JournalError>> {
@@ -50,7 +64,9 @@ impl Journal for LedgerJournal {
     }
 
     fn keep(&self, fact: &Fact) -> bool {
-        self.store.keep(fact)
+        let kept = self.store.keep(fact);
+        self.late.note(fact);
+        kept
     }
 
     fn lost(&self, cause: &JournalError) {
@@ -104,8 +120,11 @@ pub struct Server {
     /// Where the API and the live page are.
     pub admin_address: SocketAddr,
     state: State,
+    driver: Driver,
     gateway_listener: TcpListener,
     admin_listener: TcpListener,
+    /// Where spans come in over gRPC, when the configuration says so.
+    grpc_listener: Option<TcpListener>,
     tls: Option<Arc<rustls::ServerConfig>>,
     token: Option<Arc<str>>,
     flusher: Flusher,
@@ -122,7 +141,9 @@ struct State {
     keys: Arc<ArcSwap<KeyRing>>,
     prices: Arc<ArcSwap<PriceBook>>,
     clock: Arc<dyn Clock>,
-    pools: Pools,
+    declared: Arc<Declared>,
+    facts: Facts,
+    rules: Arc<ArcSwap<Rules>>,
 }
 
 impl Server {
@@ -146,6 +167,13 @@ impl Server {
         }
         let gateway_listener = bind("gateway.listen", loaded.config.gateway.listen).await?;
         let admin_listener = bind("admin.listen", loaded.config.admin.listen).await?;
+        let grpc_listener = match loaded.config.telemetry.otlp_grpc {
+            Some(address) => Some(bind("telemetry.otlp_grpc", address).await?),
+            None => None,
+        };
+        let declared = Arc::new(Declared::open(data, &loaded, clock.now())?);
+        let late = Late::default();
+        let facts = Facts::new(store.clone(), late.clone());
 
         let secret = hashing_secret(data)?;
         let settings = Arc::new(ArcSwap::from_pointee(settings));
@@ -155,21 +183,30 @@ impl Server {
             settings: Arc::clone(&settings),
             keys: Arc::clone(&keys),
             prices: Arc::clone(&prices),
-            journal: Arc::new(LedgerJournal { store: store.clone(), clock: Arc::clone(&clock) }),
+            journal: Arc::new(LedgerJournal {
+                store: store.clone(),
+                declared: Arc::clone(&declared),
+                late: late.clone(),
+                clock: Arc::clone(&clock),
+            }),
             clock: Arc::clone(&clock),
         });
+        let rules = Arc::new(ArcSwap::from_pointee(Rules::of(&loaded.config)));
+        let sources = sources(&gateway, &declared);
+        let driver = Driver::new(store.clone(), Arc::clone(&rules), Arc::clone(&prices), sources, late);
         let flusher =
             store.spawn_flusher(Arc::clone(&clock), Duration::from_millis(loaded.config.ledger.flush_every_ms))?;
-        let pools = Pools::new(&loaded, clock.now());
         let (orders_in, orders) = mpsc::channel(1);
         Ok(Server {
             gateway_address: gateway_listener.local_addr()?,
             admin_address: admin_listener.local_addr()?,
-            state: State { loaded, governance, secret, settings, keys, prices, clock, pools },
+            state: State { loaded, governance, secret, settings, keys, prices, clock, declared, facts, rules },
+            driver,
             store,
             gateway,
             gateway_listener,
             admin_listener,
+            grpc_listener,
             tls,
             token: token.map(Into::into),
             flusher,
@@ -189,27 +226,66 @@ impl Server {
     /// # Errors
     /// When a listener fails or the ledger cannot be written to its end.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let status = Status::default();
+        let spans = self.spans();
+        let telemetry = Telemetry::start(
+            &self.state.loaded,
+            TelemetryParts {
+                facts: self.state.facts.clone(),
+                declared: Arc::clone(&self.state.declared),
+                status: status.clone(),
+                clock: Arc::clone(&self.state.clock),
+            },
+        );
         let api = api::State {
             store: self.store.clone(),
             gateway: self.gateway.clone(),
             prices: Arc::clone(&self.state.prices),
             token: self.token,
             clock: Arc::clone(&self.state.clock),
+            declared: Arc::clone(&self.state.declared),
+            telemetry: status,
+            facts: self.state.facts.clone(),
+            spans: spans.clone().filter(|_| self.state.loaded.config.telemetry.otlp),
             cache: api::Cache::default(),
         };
         let (last_switch, last) = Shutdown::new();
         let admin = tokio::spawn(api::serve(self.admin_listener, api, last.clone()));
-        let governing = tokio::spawn(govern(self.state, self.store.clone(), self.orders, last));
+        let told = tokio::spawn(take_spans(self.grpc_listener, spans, last.clone()));
+        let settling = settlement::keep(self.driver, Arc::clone(&self.state.clock), self.orders, last.clone());
+        let settling = tokio::spawn(settling);
+        let governing = tokio::spawn(govern(self.state, telemetry, self.store.clone(), last));
         let accepted =
             self.gateway.serve(self.gateway_listener, self.tls, async move { shutdown.requested().await }).await;
 
         // The gateway has drained; what watches it stops after it, so that the last requests are seen and settled.
         let _ = last_switch.send(true);
+        settling.await?;
         governing.await?;
         admin.await??;
+        told.await??;
         tokio::task::spawn_blocking(move || self.flusher.stop()).await?.context("the last flush")?;
         accepted.context("gateway")
     }
+}
+
+impl Server {
+    /// What takes spans, over HTTP and gRPC alike; `None` when neither is wanted.
+    fn spans(&self) -> Option<Receiver> {
+        let telemetry = &self.state.loaded.config.telemetry;
+        let wanted = telemetry.otlp || self.grpc_listener.is_some();
+        wanted.then(|| receiver(self.state.facts.clone(), Arc::clone(&self.state.clock), self.token.as_deref()))
+    }
+}
+
+/// Spans over gRPC until the last moment, where a listener is configured.
+async fn take_spans(
+    listener: Option<TcpListener>,
+    receiver: Option<Receiver>,
+    shutdown: Shutdown,
+) -> anyhow::Result<()> {
+    let (Some(listener), Some(receiver)) = (listener, receiver) else { return Ok(()) };
+    serve_grpc(listener, receiver, async move { shutdown.requested().await }).await.context("telemetry.otlp_grpc")
 }
 
 async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -230,38 +306,28 @@ pub fn tls(loaded: &Loaded) -> anyhow::Result<Option<Arc<rustls::ServerConfig>>>
     Ok(Some(gateway::server_tls(&read(&section.certificate)?, &read(&section.key)?)?))
 }
 
-/// Keeps settings, keys, prices and pools as configuration and control log say, minute by minute.
-async fn govern(mut state: State, store: Store, mut orders: mpsc::Receiver<oneshot::Sender<()>>, shutdown: Shutdown) {
+/// What settlement asks the gateway and the declared pools for.
+fn sources(gateway: &Gateway, declared: &Arc<Declared>) -> Sources {
+    let (gateway, observed, fitted) = (gateway.clone(), Arc::clone(declared), Arc::clone(declared));
+    Sources {
+        running: Box::new(move || gateway.running()),
+        observe: Box::new(move |now| observed.observe(now)),
+        recalibrate: Box::new(move |fact| fitted.recalibrate(fact)),
+    }
+}
+
+/// Keeps settings, keys, prices and rules as configuration and control log say.
+async fn govern(mut state: State, mut telemetry: Telemetry, store: Store, shutdown: Shutdown) {
     let mut hangups = hangups();
     let mut governance = tokio::time::interval(GOVERNANCE_EVERY);
     governance.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // What an earlier run left unsettled, before the new minutes.
-    let now = state.clock.now();
-    complain("settling", settle(&store, Vec::new(), Period { end: now, ..Period::ALL }, now).await);
-    let mut settled = ledger::settle::interval_of(now);
     loop {
         tokio::select! {
             () = shutdown.requested() => break,
-            Some(done) = orders.recv() => {
-                let now = state.clock.now();
-                complain("settling", state.settle(&store, now, ledger::settle::interval_of(now).end).await);
-                complain("flush", store.flush(now).await.map_err(Into::into));
-                let _ = done.send(());
-            }
-            () = hangups.next() => complain("reload", state.reload()),
-            _ = governance.tick() => {
-                complain("control log", state.catch_up(&store).await);
-                let now = state.clock.now();
-                if now >= settled.end {
-                    settled = ledger::settle::interval_of(now);
-                    complain("settling", state.settle(&store, now, now).await);
-                }
-            }
+            () = hangups.next() => complain("reload", state.reload(&mut telemetry)),
+            _ = governance.tick() => complain("control log", state.catch_up(&store).await),
         }
     }
-    // The minute that runs is settled as far as it went; should the server start again within it, the rest follows.
-    let now = state.clock.now();
-    complain("settling", state.settle(&store, now, ledger::settle::interval_of(now).end).await);
 }
 
 impl State {
@@ -279,28 +345,33 @@ impl State {
     }
 
     /// Reads the configuration again; a wrong one changes nothing.
-    fn reload(&mut self) -> anyhow::Result<()> {
+    fn reload(&mut self, telemetry: &mut Telemetry) -> anyhow::Result<()> {
         let file = self.loaded.file.as_deref().context("there is no configuration file to read again")?;
         let loaded = config::load(Some(file))?;
         let keys = self.governance.valid_keys(self.clock.now());
         let wrong = config::check(&loaded.config, Standing { keys });
         anyhow::ensure!(wrong.is_empty(), "the configuration was not taken: {}", wrong.join("; "));
         let (old, new) = (&self.loaded.config, &loaded.config);
-        if old.gateway.listen != new.gateway.listen || old.admin != new.admin || old.gateway.tls != new.gateway.tls {
-            tracing::warn!("listeners, TLS and the admin token change with the next start");
+        if old.gateway.listen != new.gateway.listen
+            || old.admin != new.admin
+            || old.gateway.tls != new.gateway.tls
+            || old.telemetry.otlp_grpc != new.telemetry.otlp_grpc
+            || old.telemetry.otlp != new.telemetry.otlp
+        {
+            tracing::warn!("listeners, TLS, the admin token and the receiving of spans change with the next start");
         }
-        self.settings.store(Arc::new(config::settings(&loaded)?));
-        self.pools.change(&loaded, self.clock.now());
+        let listened = |config: &config::Config| (config.upstream.clone(), config.telemetry.clone());
+        let heard_otherwise = listened(old) != listened(new);
+        let settings = config::settings(&loaded)?;
+        self.declared.change(&loaded, self.clock.now())?;
+        self.settings.store(Arc::new(settings));
+        self.rules.store(Arc::new(Rules::of(&loaded.config)));
+        if heard_otherwise {
+            telemetry.change(&loaded);
+        }
         self.loaded = loaded;
         self.publish();
         tracing::info!("the configuration was read again");
-        Ok(())
-    }
-
-    async fn settle(&mut self, store: &Store, now: Timestamp, until: Timestamp) -> anyhow::Result<()> {
-        let observed = self.pools.observe(now);
-        let start = now.plus_micros(-SETTLE_BACK_US);
-        settle(store, observed, Period { start, end: until }, now).await?;
         Ok(())
     }
 }

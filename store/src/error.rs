@@ -7,6 +7,8 @@ use datafusion::common::{Column, SchemaError};
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
 
+use crate::tables::schema::TableName;
+
 /// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -23,6 +25,14 @@ pub enum StoreError {
     NoLedger {
         /// The folder.
         dir: PathBuf,
+    },
+    /// Another version of this program wrote it: keep it for that version and begin another.
+    #[error("the ledger {} has another format ({found}); begin a new one in another folder (--data), and import into it what it should hold", dir.display())]
+    Format {
+        /// The ledger's folder.
+        dir: PathBuf,
+        /// What is different.
+        found: String,
     },
     /// Opened read-only.
     #[error("the ledger was opened read-only")]
@@ -145,7 +155,8 @@ fn in_words(error: &DataFusionError) -> String {
 fn planned(reason: &str) -> String {
     let missing = reason.strip_prefix("table 'datafusion.public.").and_then(|rest| rest.strip_suffix("' not found"));
     if let Some(table) = missing {
-        return format!("there is no table `{table}`; the tables are attempts, postings, capacity and gaps");
+        let tables = TableName::ALL.map(TableName::as_str).join(", ");
+        return format!("there is no table `{table}`; the tables are {tables}");
     }
     if ["DML not", "DDL not", "Statement not"].iter().any(|start| reason.starts_with(start)) {
         return "only reading is allowed; write a SELECT".to_owned();

@@ -15,7 +15,7 @@ use crate::memory::Memory;
 use crate::store::{Store, View, Writing};
 use crate::tables::delta::{self, Table, application, write_files};
 use crate::tables::maintain::{Sweep, maintain};
-use crate::tables::schema::TableName;
+use crate::tables::schema::{PerTable, TableName};
 use crate::tail::Rows;
 
 /// What one flush moved.
@@ -31,6 +31,8 @@ pub struct Flushed {
     pub capacity: u64,
     /// New rows of `gaps`.
     pub gaps: u64,
+    /// New rows of `engines`, `readings`, `steps`, `spans`, `jobs` and `gpus`.
+    pub telemetry: u64,
 }
 
 /// What only one flush, compaction or import commit at a time may touch.
@@ -38,7 +40,7 @@ pub struct Flushed {
 pub(crate) struct FlushState {
     pub memory: Memory,
     /// Commits since each table was last tended.
-    pub commits: [u64; 4],
+    pub commits: PerTable<u64>,
     /// An import's commit was interrupted and has to be finished first.
     pub unfinished_import: bool,
 }
@@ -138,7 +140,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let view = self.inner.current();
         let mut rows = Rows::of(facts, view.passed());
-        rows.drop_held(&self.inner.engine, &view.tables, Some(&mut state.memory)).await?;
+        rows.drop_held(&self.inner.engine, &view.tables, Some(&state.memory)).await?;
         let rows = Arc::new(rows);
         // All tables encode at once: attempts and postings keep one core busy each.
         let mut encoding = Vec::new();
@@ -207,6 +209,7 @@ impl Flushed {
             TableName::Postings => self.postings += rows,
             TableName::Capacity => self.capacity += rows,
             TableName::Gaps => self.gaps += rows,
+            _ => self.telemetry += rows,
         }
     }
 }

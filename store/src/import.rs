@@ -22,8 +22,9 @@ use crate::log::Position;
 use crate::log::segment::replace;
 use crate::store::{Inner, Store};
 use crate::tables::delta::{Table, rows_of, sync_files, write_files};
-use crate::tables::existing::{RowKey, key_of};
-use crate::tables::schema::TableName;
+use crate::tables::existing::time_and_key;
+use crate::tables::facts::RowKey;
+use crate::tables::schema::{PerTable, TABLES, TableName};
 use crate::tail::Rows;
 
 /// Rows that are turned into files at once.
@@ -74,6 +75,9 @@ pub struct ImportSummary {
     pub capacity: u64,
     /// New rows of `gaps`.
     pub gaps: u64,
+    /// New rows of `engines`, `readings`, `steps`, `spans`, `jobs` and `gpus`.
+    #[serde(default)]
+    pub telemetry: u64,
     /// Rows that were in the ledger already.
     pub skipped: u64,
 }
@@ -145,7 +149,7 @@ impl Import {
             let new = match &fact {
                 Fact::Opened(_) => continue,
                 Fact::Attempt(attempt) => self.seen_attempts.insert(attempt.id),
-                other => self.seen_keys.insert(key_of(other)),
+                other => time_and_key(other).is_some_and(|(_, key)| self.seen_keys.insert(key)),
             };
             if new {
                 self.waiting.push(fact)
@@ -194,11 +198,8 @@ impl Import {
             return Ok(());
         }
         let view = self.store.inner.current();
-        let mut rows = Rows::of(facts.into_iter().map(|fact| (Position(1), fact)), [Position(0); 4]);
-        let before = rows.attempts.len() + rows.postings.len() + rows.capacity.len() + rows.gaps.len();
-        rows.drop_held(&self.store.inner.engine, &view.tables, None).await?;
-        let after = rows.attempts.len() + rows.postings.len() + rows.capacity.len() + rows.gaps.len();
-        self.summary.skipped += u64::try_from(before - after).unwrap_or(0);
+        let mut rows = Rows::of(facts.into_iter().map(|fact| (Position(1), fact)), [Position(0); TABLES]);
+        self.summary.skipped += rows.drop_held(&self.store.inner.engine, &view.tables, None).await?;
 
         let rows = std::sync::Arc::new(rows);
         let mut encoding = Vec::new();
@@ -227,6 +228,7 @@ impl ImportSummary {
             TableName::Postings => self.postings += rows,
             TableName::Capacity => self.capacity += rows,
             TableName::Gaps => self.gaps += rows,
+            _ => self.telemetry += rows,
         }
     }
 }
@@ -264,9 +266,6 @@ pub(crate) async fn finish_pending(inner: &Inner, state: &mut FlushState) -> Res
         state.commits[table.name.index()] += 1;
         inner.publish(table);
     }
-    state.memory.postings.clear();
-    state.memory.capacity.clear();
-    state.memory.gaps.clear();
     state.unfinished_import = outcome.is_err();
     outcome.map(|_| ())
 }
@@ -274,7 +273,7 @@ pub(crate) async fn finish_pending(inner: &Inner, state: &mut FlushState) -> Res
 /// Commits every pending import to the tables that lack it, and says how many there were.
 pub(crate) async fn roll_forward(
     dir: &Path,
-    tables: &mut [Option<Table>; 4],
+    tables: &mut PerTable<Option<Table>>,
     faults: &Faults,
 ) -> Result<u64, StoreError> {
     let mut finished = 0;

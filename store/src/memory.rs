@@ -1,15 +1,11 @@
 //! What the flusher remembers of the tables, so that it need not look for duplicates of rows it wrote a moment ago.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use ledger::{AttemptId, RequestId};
 
-use crate::tables::existing::RowKey;
-
 /// Ids kept at most; beyond it the older half is forgotten and looked up in the table when it comes again.
 const IDS_MAX: usize = 200_000;
-/// Days of which a small table's keys are kept.
-const DAYS_MAX: usize = 8;
 
 /// The newest ids of a table: every id above the floor that the table holds is in here.
 #[derive(Debug)]
@@ -59,42 +55,11 @@ fn last_attempt(request: RequestId) -> AttemptId {
     AttemptId { request, number: u16::MAX }
 }
 
-/// The keys of a small table's rows, by day.
-#[derive(Debug, Default)]
-pub(crate) struct DayKeys(BTreeMap<i32, HashSet<RowKey>>);
-
-impl DayKeys {
-    pub(crate) fn get(&self, day: i32) -> Option<&HashSet<RowKey>> {
-        self.0.get(&day)
-    }
-
-    pub(crate) fn put(&mut self, day: i32, keys: HashSet<RowKey>) {
-        while self.0.len() >= DAYS_MAX {
-            self.0.pop_first();
-        }
-        self.0.insert(day, keys);
-    }
-
-    /// Notes a committed row of a day that is kept.
-    pub(crate) fn note(&mut self, day: i32, key: RowKey) {
-        if let Some(keys) = self.0.get_mut(&day) {
-            keys.insert(key);
-        }
-    }
-
-    pub(crate) fn clear(&mut self) {
-        self.0.clear();
-    }
-}
-
 /// Everything the flusher remembers.
 #[derive(Debug)]
 pub(crate) struct Memory {
     pub attempts: Recent,
     pub charges: Recent,
-    pub postings: DayKeys,
-    pub capacity: DayKeys,
-    pub gaps: DayKeys,
 }
 
 #[cfg(test)]

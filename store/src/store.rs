@@ -27,10 +27,10 @@ use crate::log::frame::Damage;
 use crate::log::reader::{self, Findings, Peek, peek};
 use crate::log::segment;
 use crate::log::writer::{LogWriter, WriterOptions};
-use crate::memory::{DayKeys, Memory, Recent};
+use crate::memory::{Memory, Recent};
 use crate::tables::delta::Table;
 use crate::tables::existing;
-use crate::tables::schema::TableName;
+use crate::tables::schema::{PerTable, TABLES, TableName};
 
 /// How a store works. The default is right for a gateway.
 #[derive(Debug, Clone)]
@@ -122,12 +122,12 @@ pub(crate) struct Writing {
 /// One version of every table.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
-    pub tables: [Option<Table>; 4],
+    pub tables: PerTable<Option<Table>>,
 }
 
 impl View {
     /// How much of the log each table holds.
-    pub(crate) fn passed(&self) -> [Position; 4] {
+    pub(crate) fn passed(&self) -> PerTable<Position> {
         self.tables.each_ref().map(|table| table.as_ref().map_or(Position(0), |table| table.passed))
     }
 
@@ -153,13 +153,14 @@ impl Store {
         let lock = FolderLock::take(dir)?;
         let log_dir = dir.join("log");
         fs::create_dir_all(&log_dir).map_err(StoreError::io(format!("create {}", log_dir.display())))?;
+        segment::check_format(dir, &log_dir)?;
         let log_id = log_id(&log_dir)?;
         let spill = dir.join("spill");
         // What an earlier process spilled helps nobody.
         let _ = fs::remove_dir_all(&spill);
         let engine = Engine::new(Some(&spill), options.query_memory_bytes)?;
 
-        let mut tables = [const { None }; 4];
+        let mut tables = [const { None }; TABLES];
         for name in TableName::ALL {
             let table = match Table::open(dir, name, &log_id).await? {
                 Some(table) => table,
@@ -188,7 +189,7 @@ impl Store {
         let memory = memory_of(&view);
         let writing = Writing {
             log,
-            flush: Mutex::new(FlushState { memory, commits: [0; 4], unfinished_import: false }),
+            flush: Mutex::new(FlushState { memory, commits: [0; TABLES], unfinished_import: false }),
             much: Notify::new(),
             flushed_bytes: AtomicU64::new(0),
             woken: AtomicBool::new(false),
@@ -213,9 +214,10 @@ impl Store {
         let Ok(log_id) = fs::read_to_string(log_dir.join("id")) else {
             return Err(StoreError::NoLedger { dir: dir.to_owned() });
         };
+        segment::check_format(dir, &log_dir)?;
         let engine = Engine::new(None, options.query_memory_bytes)?;
         let log_id = log_id.trim().to_owned();
-        let mut tables = [const { None }; 4];
+        let mut tables = [const { None }; TABLES];
         for name in TableName::ALL {
             tables[name.index()] = Table::open(dir, name, &log_id).await?;
         }
@@ -401,13 +403,7 @@ fn control_log(dir: &Path, writable: bool) -> Result<ControlLog, StoreError> {
 
 fn memory_of(view: &View) -> Memory {
     let newest = |name: TableName| view.tables[name.index()].as_ref().and_then(|table| table.newest);
-    Memory {
-        attempts: Recent::new(newest(TableName::Attempts)),
-        charges: Recent::new(newest(TableName::Postings)),
-        postings: DayKeys::default(),
-        capacity: DayKeys::default(),
-        gaps: DayKeys::default(),
-    }
+    Memory { attempts: Recent::new(newest(TableName::Attempts)), charges: Recent::new(newest(TableName::Postings)) }
 }
 
 struct Replay {

@@ -3,17 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use arrow::array::RecordBatch;
-use ledger::{Attempt, AttemptId, CapacityFact, Fact, Gap, Posting};
+use ledger::{Attempt, AttemptId, Fact, Posting, Timestamp};
 
 use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::log::{Position, reader};
-use crate::memory::{DayKeys, Memory, Recent};
+use crate::memory::{Memory, Recent};
 use crate::store::{Inner, View};
 use crate::tables::delta::Table;
-use crate::tables::existing::{self, RowKey, key_of};
+use crate::tables::existing::{self, time_and_key};
+use crate::tables::facts::{self, RowKey};
 use crate::tables::rows;
-use crate::tables::schema::TableName;
+use crate::tables::schema::{PerTable, TableName};
 
 /// How often a view is taken again because the flusher overtook it.
 const RETRIES_MAX: u32 = 20;
@@ -26,13 +27,13 @@ pub(crate) struct Rows {
     pub charges: Vec<Posting>,
     /// Appended as they are.
     pub postings: Vec<Posting>,
-    pub capacity: Vec<CapacityFact>,
-    pub gaps: Vec<Gap>,
+    /// Facts that are rows as they are.
+    pub facts: BTreeMap<TableName, Vec<Fact>>,
 }
 
 impl Rows {
     /// Sorts facts by table, leaving out what each table has passed. A fact that comes twice stays once.
-    pub(crate) fn of(facts: impl IntoIterator<Item = (Position, Fact)>, passed: [Position; 4]) -> Rows {
+    pub(crate) fn of(facts: impl IntoIterator<Item = (Position, Fact)>, passed: PerTable<Position>) -> Rows {
         let mut rows = Rows::default();
         let (mut attempts, mut charges, mut keys) = (HashSet::new(), HashSet::new(), HashSet::new());
         let past = |table: TableName, position| position > passed[table.index()];
@@ -53,13 +54,9 @@ impl Rows {
                     }
                 }
                 other => {
-                    let table = if matches!(other, Fact::Gap(_)) { TableName::Gaps } else { TableName::Capacity };
-                    if past(table, position) && keys.insert(key_of(&other)) {
-                        match other {
-                            Fact::Capacity(capacity) => rows.capacity.push(*capacity),
-                            Fact::Gap(gap) => rows.gaps.push(gap),
-                            _ => {}
-                        }
+                    let Some(table) = facts::table_of(&other).filter(|&table| past(table, position)) else { continue };
+                    if time_and_key(&other).is_some_and(|(_, key)| keys.insert(key)) {
+                        rows.facts.entry(table).or_default().push(other);
                     }
                 }
             }
@@ -67,58 +64,41 @@ impl Rows {
         rows
     }
 
-    /// Drops rows that the tables already hold. `memory` spares looking for most of them. Returns how many were dropped.
+    /// Drops rows that the tables already hold. `memory` spares looking for most of them. Returns how many were dropped
+    /// that do not follow from others.
     pub(crate) async fn drop_held(
         &mut self,
         engine: &Engine,
-        tables: &[Option<Table>; 4],
-        mut memory: Option<&mut Memory>,
+        tables: &PerTable<Option<Table>>,
+        memory: Option<&Memory>,
     ) -> Result<u64, StoreError> {
-        let before = self.len();
+        let before = self.brought();
         if let Some(table) = &tables[TableName::Attempts.index()] {
             let asked = self.attempts.iter().map(|row| (row.id, row.timeline.received_at.day()));
-            let held = held(engine, table, asked, memory.as_deref().map(|memory| &memory.attempts)).await?;
+            let held = held(engine, table, asked, memory.map(|memory| &memory.attempts)).await?;
             self.attempts.retain(|row| !held.contains(&row.id));
         }
         if let Some(table) = &tables[TableName::Postings.index()] {
             let asked = self.charges.iter().filter_map(|row| Some((row.attempt?, row.period.start.day())));
-            let held = held(engine, table, asked, memory.as_deref().map(|memory| &memory.charges)).await?;
+            let held = held(engine, table, asked, memory.map(|memory| &memory.charges)).await?;
             self.charges.retain(|row| row.attempt.is_none_or(|id| !held.contains(&id)));
-            let cache = memory.as_deref_mut().map(|memory| &mut memory.postings);
-            drop_keys(
-                engine,
-                table,
-                &mut self.postings,
-                |row| (row.period.start.day(), row.id.uuid().as_u128()),
-                cache,
-            )
-            .await?;
+            let of = |row: &Posting| (row.period.start, row.id.uuid().as_u128());
+            drop_keys(engine, table, &mut self.postings, of).await?;
         }
-        if let Some(table) = &tables[TableName::Capacity.index()] {
-            let cache = memory.as_deref_mut().map(|memory| &mut memory.capacity);
-            drop_keys(engine, table, &mut self.capacity, capacity_key, cache).await?;
+        for (name, facts) in &mut self.facts {
+            if let Some(table) = &tables[name.index()] {
+                drop_keys(engine, table, facts, |fact| time_and_key(fact).unwrap_or_default()).await?;
+            }
         }
-        if let Some(table) = &tables[TableName::Gaps.index()] {
-            let cache = memory.map(|memory| &mut memory.gaps);
-            drop_keys(engine, table, &mut self.gaps, gap_key, cache).await?;
-        }
-        Ok(u64::try_from(before - self.len()).unwrap_or(0))
+        Ok(u64::try_from(before - self.brought()).unwrap_or(0))
     }
 
     /// Rows that were committed to `table` are remembered.
     pub(crate) fn note(&self, table: TableName, memory: &mut Memory) {
         match table {
             TableName::Attempts => memory.attempts.note(self.attempts.iter().map(|row| row.id)),
-            TableName::Postings => {
-                memory.charges.note(self.charges.iter().filter_map(|row| row.attempt));
-                self.postings
-                    .iter()
-                    .for_each(|row| memory.postings.note(row.period.start.day(), row.id.uuid().as_u128()));
-            }
-            TableName::Capacity => {
-                self.capacity.iter().map(capacity_key).for_each(|(day, key)| memory.capacity.note(day, key))
-            }
-            TableName::Gaps => self.gaps.iter().map(gap_key).for_each(|(day, key)| memory.gaps.note(day, key)),
+            TableName::Postings => memory.charges.note(self.charges.iter().filter_map(|row| row.attempt)),
+            _ => {}
         }
     }
 
@@ -128,22 +108,14 @@ impl Rows {
             TableName::Attempts => rows::attempts(&self.attempts),
             TableName::Postings if self.postings.is_empty() => rows::postings(&self.charges),
             TableName::Postings => rows::postings(&[&self.charges[..], &self.postings[..]].concat()),
-            TableName::Capacity => rows::capacity(&self.capacity),
-            TableName::Gaps => rows::gaps(&self.gaps),
+            facts => facts::batch(facts, self.facts.get(&facts).map_or(&[], Vec::as_slice)),
         }
     }
 
-    fn len(&self) -> usize {
-        self.attempts.len() + self.charges.len() + self.postings.len() + self.capacity.len() + self.gaps.len()
+    /// How many rows there are, those that follow from others left out.
+    pub(crate) fn brought(&self) -> usize {
+        self.attempts.len() + self.postings.len() + self.facts.values().map(Vec::len).sum::<usize>()
     }
-}
-
-fn capacity_key(row: &CapacityFact) -> (i32, RowKey) {
-    (row.period.start.day(), key_of(&Fact::Capacity(Box::new(row.clone()))))
-}
-
-fn gap_key(row: &Gap) -> (i32, RowKey) {
-    (row.period.start.day(), key_of(&Fact::Gap(row.clone())))
 }
 
 /// Which attempts a table holds, asking the table only for those that memory does not know.
@@ -176,29 +148,12 @@ async fn drop_keys<T>(
     engine: &Engine,
     table: &Table,
     rows: &mut Vec<T>,
-    key: impl Fn(&T) -> (i32, RowKey),
-    cache: Option<&mut DayKeys>,
+    of: impl Fn(&T) -> (Timestamp, RowKey),
 ) -> Result<(), StoreError> {
-    let days: BTreeSet<i32> = rows.iter().map(|row| key(row).0).collect();
-    let mut held: BTreeMap<i32, HashSet<RowKey>> = BTreeMap::new();
-    let mut cache = cache;
-    for day in days {
-        let keys = match cache.as_deref().and_then(|cache| cache.get(day)) {
-            Some(keys) => keys.clone(),
-            None => {
-                let keys = existing::keys_of_day(engine, table, day).await?;
-                if let Some(cache) = cache.as_deref_mut() {
-                    cache.put(day, keys.clone());
-                }
-                keys
-            }
-        };
-        held.insert(day, keys);
-    }
-    rows.retain(|row| {
-        let (day, key) = key(row);
-        !held.get(&day).is_some_and(|keys| keys.contains(&key))
-    });
+    let asked: Vec<(Timestamp, RowKey)> = rows.iter().map(of).collect();
+    let held = existing::keys(engine, table, &asked).await?;
+    let mut asked = asked.into_iter();
+    rows.retain(|_| asked.next().is_none_or(|(_, key)| !held.contains(&key)));
     Ok(())
 }
 

@@ -17,7 +17,9 @@ use crate::error::StoreError;
 use crate::log::{Position, reader};
 use crate::sql::Session;
 use crate::store::Store;
-use crate::tables::read::{attempts_of, capacity_of, gaps_of, postings_of};
+use crate::tables::facts::{self, capacity_of, gaps_of};
+use crate::tables::read::{attempts_of, postings_of};
+use crate::tables::schema::TableName;
 
 /// Examples that a report holds at most.
 const EXAMPLES_MAX: usize = 20;
@@ -39,7 +41,7 @@ pub struct Verification {
     pub imbalances: u64,
     /// Rows whose id another row has.
     pub duplicates: u64,
-    /// Attempts whose amounts are not what their rates and tokens make.
+    /// Attempts whose amounts are not what their rates and tokens make, and postings whose terms are not what they amount to.
     pub mispriced: u64,
     /// Files that a table names and that are not there.
     pub missing_files: u64,
@@ -102,6 +104,16 @@ impl Verification {
         }
     }
 
+    fn check_terms(&mut self, posting: &Posting) {
+        let Some(terms) = posting.basis.and_then(|basis| basis.terms) else { return };
+        let sum: Money = [terms.overhead, terms.weights, terms.kv, terms.compute].into_iter().sum();
+        if sum != posting.costs.effective_cost {
+            self.mispriced += 1;
+            let detail = format!("{} is stored, its terms add up to {sum}", posting.costs.effective_cost);
+            self.example("mispriced", format!("posting {}", posting.id), detail);
+        }
+    }
+
     /// Compares some origins with all of their postings.
     fn close(&mut self, origins: Vec<(Origin, Money)>, postings: &[Posting]) {
         for imbalance in imbalances(origins, postings) {
@@ -133,6 +145,7 @@ impl Store {
             check_day(&session, *day, &mut found, &mut progress).await?;
         }
         check_allocations(&session, &mut found).await?;
+        check_facts(&session, &mut found).await?;
         for batch in session.sql("SELECT * FROM gaps").await? {
             for gap in gaps_of(&batch)? {
                 found.gaps += 1;
@@ -277,6 +290,30 @@ impl Postings {
     }
 }
 
+/// Facts that are rows as they are: none is there twice.
+async fn check_facts(session: &Session, found: &mut Verification) -> Result<(), StoreError> {
+    for table in TableName::ALL {
+        let columns: Vec<String> = facts::columns(table).into_iter().map(|(name, _)| format!("\"{name}\"")).collect();
+        if columns.is_empty() {
+            continue;
+        }
+        let query = format!(
+            "SELECT {}, count(*) AS copies FROM {} GROUP BY {} HAVING count(*) > 1",
+            table.time(),
+            table.as_str(),
+            columns.join(", ")
+        );
+        for batch in session.sql(&query).await? {
+            let copies = batch.column(1).as_primitive::<Int64Type>();
+            for row in 0..batch.num_rows() {
+                found.duplicates += u64::try_from(copies.value(row) - 1).unwrap_or(0);
+                found.example("duplicate", table.as_str(), "the same row is there more than once");
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Allocations: the postings of a pool's interval add up to what its GPUs cost in it.
 async fn check_allocations(session: &Session, found: &mut Verification) -> Result<(), StoreError> {
     let twice = "SELECT posting_id, count(*) AS n FROM postings WHERE origin_kind <> 'provider_charge' GROUP BY posting_id HAVING count(*) > 1";
@@ -300,6 +337,7 @@ async fn check_allocations(session: &Session, found: &mut Verification) -> Resul
     while let Some(batch) = allocations.try_next().await? {
         for posting in postings_of(&batch)? {
             found.postings += 1;
+            found.check_terms(&posting);
             match &mut open {
                 Some(allocation) if allocation.origin() == &posting.origin => allocation.add(posting),
                 other => {

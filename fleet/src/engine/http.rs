@@ -79,10 +79,30 @@ pub async fn start(spec: EngineSpec, gpus: SharedGpus, clock: Arc<dyn Clock>) ->
     let address = listener.local_addr().map_err(failed)?;
     let engine = Arc::new(Engine::new(spec, gpus, clock));
     let mut tasks = JoinSet::new();
-    tasks.spawn(accept(listener, engine.clone()));
+    let (accepting, loading) = (engine.clone(), Duration::try_from_secs_f64(engine.spec().load_s).unwrap_or_default());
+    tasks.spawn(async move {
+        load(&listener, loading).await;
+        accept(listener, accepting).await;
+    });
     let driven = engine.clone();
     tasks.spawn(async move { driven.drive().await });
     Ok(RunningEngine { engine, address, _tasks: tasks })
+}
+
+/// While the model loads nobody is answered: whoever connects is cut off at once.
+async fn load(listener: &TcpListener, time: Duration) {
+    // A timeout looks at what it bounds once before it looks at the time.
+    if time.is_zero() {
+        return;
+    }
+    let refuse = async {
+        loop {
+            if listener.accept().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    };
+    let _loaded = tokio::time::timeout(time, refuse).await;
 }
 
 async fn accept(listener: TcpListener, engine: Arc<Engine>) {

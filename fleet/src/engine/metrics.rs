@@ -184,6 +184,10 @@ impl Page {
         self.one("gauge", "num_requests_running", "Requests in the batch.", gauges.running as f64)?;
         self.one("gauge", "num_requests_waiting", "Requests in the queue.", gauges.waiting as f64)?;
         self.one("gauge", "kv_cache_usage_perc", "KV memory in use, 1 is all of it.", gauges.kv_usage)?;
+        self.head("gauge", "engine_sleep_state", "Whether the engine sleeps; a simulated one never does.")?;
+        for (state, value) in [("awake", 1.0), ("weights_offloaded", 0.0), ("discard_all", 0.0)] {
+            self.sample("engine_sleep_state", &format!("sleep_state=\"{state}\""), value)?;
+        }
         self.head("gauge", "cache_config_info", "Settings of the KV memory.")?;
         writeln!(
             self.text,

@@ -14,6 +14,8 @@ mod protocol;
 pub mod scheduler;
 pub mod text;
 
+use std::time::Duration;
+
 use ledger::step::{Efficiencies, GpuSheet, ModelShape};
 
 pub use driver::SharedGpus;
@@ -46,6 +48,8 @@ pub struct EngineSpec {
     pub seed: u64,
     /// How many times faster than the model predicts steps run; 1 is real time.
     pub speed: f64,
+    /// Seconds from its start until its model is loaded and anybody is answered.
+    pub load_s: f64,
 }
 
 /// The settings of a scheduler, under vLLM's names where it has them.
@@ -112,6 +116,7 @@ impl EngineSpec {
             failure_share: 0.0,
             seed: 0,
             speed: 1.0,
+            load_s: 0.0,
         }
     }
 
@@ -123,6 +128,7 @@ impl EngineSpec {
             _ if self.limits.kv_blocks == 0 => "its model leaves no memory for the KV cache",
             _ if self.limits.max_num_batched_tokens == 0 || self.limits.max_num_seqs == 0 => "its batch holds nothing",
             _ if !(self.speed.is_finite() && self.speed > 0.0) => "its speed is not a positive number",
+            _ if Duration::try_from_secs_f64(self.load_s).is_err() => "the time in which it loads is no time",
             _ => return Ok(()),
         };
         Err(FleetError::Spec(problem))

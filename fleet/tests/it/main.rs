@@ -4,3 +4,5 @@
 
 mod client;
 mod engine;
+mod otlp;
+mod telemetry;

@@ -59,6 +59,11 @@ pub(super) fn delivered(kind: Kind, streamed: bool, model: Option<&str>, deliver
     if known || !streamed { counted } else { counted.max(delivered.deltas) }
 }
 
+/// The same while the answer passes, without a tokenizer: an event is a token at least.
+pub(super) fn passed(kind: Kind, delivered: &Delivered) -> u64 {
+    if kind == Kind::Vllm { delivered.deltas } else { delivered.deltas.max(delivered.bytes.div_ceil(BYTES_PER_TOKEN)) }
+}
+
 fn tokenizer(model: &str) -> Option<&'static CoreBPE> {
     let name = model.rsplit('/').next().unwrap_or(model);
     tiktoken_rs::bpe_for_model(name).ok()

@@ -54,6 +54,7 @@ pub(super) struct Reader {
     pub service_class: Option<ServiceClass>,
     pub error: Option<String>,
     pub broken: Option<String>,
+    pub queued_us: Option<u64>,
     pub delivered: Delivered,
 }
 
@@ -75,6 +76,7 @@ impl Reader {
             service_class: None,
             error: None,
             broken: None,
+            queued_us: None,
             delivered: Delivered::default(),
         }
     }
@@ -178,6 +180,7 @@ impl Reader {
         self.model = self.model.take().or(answer.model);
         self.service_class = answer.service_class.or(self.service_class);
         self.error = self.error.take().or(answer.error);
+        self.queued_us = answer.queued_us.or(self.queued_us);
         self.terminal |= answer.terminal;
         // Some servers send an empty object first; only one with numbers in it is news.
         let Some(usage) =

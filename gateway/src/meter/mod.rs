@@ -53,6 +53,19 @@ pub struct Fed {
     pub ends: bool,
 }
 
+/// How far an answer got, counted without reading anything twice.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SoFar {
+    /// When the first chunk with text came, on the caller's scale.
+    pub first_token_us: Option<u64>,
+    /// When the last chunk with text came.
+    pub last_token_us: Option<u64>,
+    /// The gaps between chunks with text.
+    pub gaps: TokenGaps,
+    /// Events with text, or the text's length in tokens where events carry more than one. No tokenizer runs for this.
+    pub output_tokens: u64,
+}
+
 /// What an answer used and how it went.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Metered {
@@ -74,6 +87,8 @@ pub struct Metered {
     pub last_token_us: Option<u64>,
     /// The gaps between chunks with text.
     pub gaps: TokenGaps,
+    /// Microseconds that the request waited in the engine's queue, when the engine says so.
+    pub queued_us: Option<u64>,
     /// Bytes of text delivered, JSON escapes undone.
     pub delivered_text_bytes: u64,
     /// Events that carried text.
@@ -151,6 +166,17 @@ impl AnswerMeter {
         Fed { release: if chunk.is_empty() { Vec::new() } else { vec![chunk] }, ends: false }
     }
 
+    /// How far the answer got. Of a body that comes in one piece nothing is known before its end.
+    #[must_use]
+    pub fn so_far(&self) -> SoFar {
+        SoFar {
+            first_token_us: self.times.first_us,
+            last_token_us: self.times.last_us,
+            gaps: self.times.gaps,
+            output_tokens: count::passed(self.kind, &self.reader.delivered),
+        }
+    }
+
     /// The end of the answer, or as far as it got. `input_tokens` counts the request's text; it is called only when
     /// the provider did not report the input. Where nothing ran (an error status), give `|| None`.
     pub fn finish(&mut self, at_us: u64, input_tokens: impl FnOnce() -> Option<u64>) -> Metered {
@@ -179,6 +205,7 @@ impl AnswerMeter {
             first_token_us: self.times.first_us,
             last_token_us: self.times.last_us,
             gaps: self.times.gaps,
+            queued_us: reader.queued_us,
             delivered_text_bytes: reader.delivered.bytes,
             delivered_deltas: reader.delivered.deltas,
             delivered_tokens_counted: counts.delivered,

@@ -8,7 +8,7 @@ use memchr::{memchr, memchr2};
 /// What a glance found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Glance {
-    /// A usage, an error or a closing event may be in it.
+    /// A usage, an engine's own times, an error or a closing event may be in it.
     pub worth_parsing: bool,
     /// A reason to finish is named.
     pub finished: bool,
@@ -46,7 +46,7 @@ pub(super) fn glance(json: &[u8], text_keys: &[&[u8]], mut piece: impl FnMut(&[u
                 }
             }
             Some(b'n') => {}
-            Some(_) => seen.worth_parsing |= matches!(key, b"usage" | b"usageMetadata" | b"error"),
+            Some(_) => seen.worth_parsing |= matches!(key, b"usage" | b"usageMetadata" | b"metrics" | b"error"),
             None => break,
         }
     }

@@ -605,3 +605,48 @@ proptest! {
         exercise::usage_adapters(&answer);
     }
 }
+
+#[test]
+fn an_engines_own_queue_time_is_read_from_whole_and_streamed_answers() {
+    const METRICS: &str = r#""metrics":{"time_to_first_token_ms":3.5,"generation_time_ms":20.0,"queue_time_ms":1.25,"mean_itl_ms":null,"tokens_per_second":9.5}"#;
+    let usage = r#""usage":{"prompt_tokens":3,"total_tokens":4,"completion_tokens":1}"#;
+    let delta =
+        r#"data: {"id":"c","model":"m","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":"stop"}]}"#;
+    let queued = |kind, operation, streamed, answer: &str| {
+        replay(AnswerMeter::new(kind, operation, streamed, streamed), answer.as_bytes(), &[]).1.queued_us
+    };
+    let whole = format!(r#"{{"id":"c","model":"m","choices":[],{usage},{METRICS}}}"#);
+    let stream = format!("{delta}\n\ndata: {{\"choices\":[],{usage},{METRICS}}}\n\ndata: [DONE]\n\n");
+    let response = format!(
+        r#"{{"type":"response.completed","response":{{"id":"r","usage":{{"input_tokens":3,"output_tokens":1}},{METRICS}}}}}"#
+    );
+    let responses = format!("event: response.completed\ndata: {response}\n\n");
+    let (vllm, chat) = (Kind::Vllm, Operation::Chat);
+    assert_eq!(queued(vllm, chat, false, &whole), Some(1_250));
+    assert_eq!(queued(vllm, chat, true, &stream), Some(1_250));
+    assert_eq!(queued(vllm, Operation::Responses, true, &responses), Some(1_250));
+    assert_eq!(queued(Kind::OpenAi, chat, false, &whole), None, "only an engine of ours says it in this form");
+    for wrong in ["null", "-1.0", "\"2\"", "1e300", "[]"] {
+        assert_eq!(queued(vllm, chat, false, &whole.replace("1.25", wrong)), None, "{wrong}");
+    }
+    let silent = whole.replace(METRICS, r#""metrics":null"#);
+    assert_eq!(queued(vllm, chat, false, &silent), None, "unknown is not zero");
+}
+
+#[test]
+fn how_far_an_answer_got_is_known_while_it_passes() {
+    let delta =
+        |text: &str| Bytes::from(format!("data: {{\"choices\":[{{\"delta\":{{\"content\":\"{text}\"}}}}]}}\n\n"));
+    let mut meter = AnswerMeter::new(Kind::Vllm, Operation::Chat, true, false);
+    assert_eq!(meter.so_far(), SoFar::default());
+    for (text, at_us) in [("", 5), ("a", 10), ("much longer text", 30)] {
+        meter.feed(delta(text), at_us);
+    }
+    let so_far = meter.so_far();
+    assert_eq!((so_far.first_token_us, so_far.last_token_us), (Some(10), Some(30)));
+    assert_eq!((so_far.gaps.count, so_far.gaps.max_us), (1, 20));
+    assert_eq!(so_far.output_tokens, 2, "an event of vLLM's is a token");
+    let mut other = AnswerMeter::new(Kind::OpenAi, Operation::Chat, true, false);
+    other.feed(delta("sixteen letters!"), 1);
+    assert_eq!(other.so_far().output_tokens, 4, "others put more into one");
+}

@@ -15,7 +15,9 @@ use ledger::{Context, Outcome};
 use crate::answer::{Answer, COST_HEADER, End, Live, Reading};
 use crate::meter::AnswerMeter;
 use crate::pipeline::admit::Admitted;
+use crate::pipeline::open::Sealed;
 use crate::pipeline::receive::Arrival;
+use crate::pipeline::retained::RequestBody;
 use crate::pipeline::{Core, Open};
 use crate::provider::without_query_key;
 use crate::refusal::Refusal;
@@ -26,7 +28,7 @@ use crate::upstream::{SendError, returned};
 /// Longest answer that is held back so that its cost can go into a header.
 const HELD_BYTES_MAX: u64 = 16 << 20;
 /// Longest error that is read for its usage before the next try.
-const ERROR_BYTES_MAX: u64 = 65_536;
+const ERROR_BYTES_MAX: usize = 65_536;
 /// Longest time it may take.
 const ERROR_READ: Duration = Duration::from_secs(2);
 /// Wait before the first retry on the same upstream when it names none; doubled each time.
@@ -43,7 +45,7 @@ pub(crate) struct Asked {
     pub headers: HeaderMap,
     pub inspected: Inspected,
     pub context: Context,
-    pub body: Bytes,
+    pub body: RequestBody,
     /// Set when the client hung up: then nothing new is started for it.
     pub gone: Arc<AtomicBool>,
     pub reports_cost: bool,
@@ -68,11 +70,26 @@ enum Failure {
     Unsendable,
 }
 
+/// An upstream's error that was not passed on because there was hope of better. It is what the client gets if time runs out.
+struct Spare {
+    head: http::response::Parts,
+    body: Bytes,
+    open: Open,
+    sealed: Sealed,
+}
+
 /// Tries the targets in order until one answers; an error with nothing left to try is passed on byte for byte.
 pub(crate) async fn exchange(asked: Asked, targets: Vec<Target>) -> Result<Response<Answer>, Refusal> {
+    let mut asked = asked;
+    let mut targets = targets;
+    if !asked.body.is_kept() {
+        tracing::debug!(request = %asked.arrival.id, "no room to keep the body for another try");
+        targets.truncate(1);
+    }
     let mut wait = Duration::ZERO;
     let mut skip = None;
     let mut failed = None;
+    let mut spare = None;
     let mut number = 0;
     for (index, target) in targets.iter().enumerate() {
         if skip.as_ref().is_some_and(|upstream| Arc::ptr_eq(upstream, &target.upstream)) {
@@ -90,17 +107,22 @@ pub(crate) async fn exchange(asked: Asked, targets: Vec<Target>) -> Result<Respo
         let later = targets.get(index + 1..).unwrap_or_default();
         let more = !later.is_empty() && usize::from(number) < asked.settings.limits.attempts_max;
         (wait, skip) = (Duration::ZERO, None);
-        match attempt(&asked, target, &mut open, more).await {
+        let body = asked.body.take();
+        match attempt(&asked, target, body, &mut open, more).await {
             Ok(answered) => {
                 let next =
                     if more { next_step(&answered.head, target, later, number, &asked.settings) } else { Next::Pass };
                 match next {
+                    // An answer now is better than none later.
+                    Next::Try(after) if after >= self::time_left(&asked) => {
+                        return pass_on(&asked, open, target, answered, number).await;
+                    }
                     Next::Try(after) => wait = after,
                     Next::Skip => skip = Some(Arc::clone(&target.upstream)),
                     Next::Pass => return pass_on(&asked, open, target, answered, number).await,
                 }
                 tracing::info!(request = %asked.arrival.id, upstream = %target.upstream.name, status = answered.head.status.as_u16(), "trying again");
-                give_up_on(&asked, open, target, answered).await;
+                spare = give_up_on(&asked, open, target, answered).await;
             }
             Err(failure) => {
                 let outcome = match failure {
@@ -116,7 +138,10 @@ pub(crate) async fn exchange(asked: Asked, targets: Vec<Target>) -> Result<Respo
             }
         }
     }
-    Err(refusal(failed, number))
+    match (spare, &failed) {
+        (Some(spare), None | Some((Failure::TimedOut, _))) => instead(spare, number).await,
+        _ => Err(refusal(failed, number)),
+    }
 }
 
 fn time_left(asked: &Asked) -> Duration {
@@ -179,8 +204,14 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
 }
 
 /// One try: from the opened record to the head of an answer, or with targets left to the first byte of its body.
-async fn attempt(asked: &Asked, target: &Target, open: &mut Open, more: bool) -> Result<Answered, Failure> {
-    let (request, hides_usage_chunk) = prepare(asked, target).map_err(|_| Failure::Unsendable)?;
+async fn attempt(
+    asked: &Asked,
+    target: &Target,
+    body: Bytes,
+    open: &mut Open,
+    more: bool,
+) -> Result<Answered, Failure> {
+    let (request, hides_usage_chunk) = prepare(asked, target, body).map_err(|_| Failure::Unsendable)?;
     let patience = Duration::from_millis(asked.settings.limits.first_byte_ms_max).min(time_left(asked));
     open.sent();
     let exchange = async {
@@ -199,9 +230,9 @@ async fn attempt(asked: &Asked, target: &Target, open: &mut Open, more: bool) ->
     tokio::time::timeout(patience, exchange).await.unwrap_or(Err(Failure::TimedOut))
 }
 
-fn prepare(asked: &Asked, target: &Target) -> Result<(Request<Full<Bytes>>, bool), http::Error> {
+fn prepare(asked: &Asked, target: &Target, body: Bytes) -> Result<(Request<Full<Bytes>>, bool), http::Error> {
     let upstream = &target.upstream;
-    let prepared = upstream.kind.prepare(&asked.inspected, &asked.path, asked.body.clone(), target.model.as_deref());
+    let prepared = upstream.kind.prepare(&asked.inspected, &asked.path, body, target.model.as_deref());
     let mut headers = asked.headers.clone();
     let mut path = prepared.path_and_query.as_str().into();
     if let Some(secret) = &upstream.api_key {
@@ -235,25 +266,48 @@ fn meter(asked: &Asked, target: &Target, head: &http::response::Parts, hides_usa
     meter.with_model(target.model.as_deref().or(asked.inspected.model.as_deref()))
 }
 
-/// Reads an error that the client will not see, for the usage it may report, and books the attempt.
-async fn give_up_on(asked: &Asked, open: Open, target: &Target, answered: Answered) {
+/// Reads an error that the client will hardly see, for the usage it may report, and books the attempt. It is given back
+/// when it was read to its end.
+async fn give_up_on(asked: &Asked, open: Open, target: &Target, answered: Answered) -> Option<Spare> {
     let mut meter = meter(asked, target, &answered.head, answered.hides_usage_chunk);
     let mut open = open;
     let mut body = answered.body;
+    let mut whole = Vec::new();
     let reading = async {
-        let mut read = 0;
-        while let Some(Ok(frame)) = body.frame().await {
+        while let Some(frame) = body.frame().await {
+            let Ok(frame) = frame else { return false };
             let Ok(chunk) = frame.into_data() else { continue };
-            read += u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+            whole.extend_from_slice(&chunk);
             meter.feed(chunk, open.now_us());
-            if read > ERROR_BYTES_MAX {
-                break;
+            if whole.len() > ERROR_BYTES_MAX {
+                return false;
             }
         }
+        true
     };
     // Whether it ended or took too long, the attempt is over.
-    let _ = tokio::time::timeout(ERROR_READ, reading).await;
-    open.finish(&mut meter, |_| Outcome::UpstreamError);
+    let ended = tokio::time::timeout(ERROR_READ, reading).await == Ok(true);
+    let (sealed, _) = open.finish(&mut meter, |_| Outcome::UpstreamError);
+    ended.then(|| Spare { head: answered.head, body: Bytes::from(whole), open, sealed })
+}
+
+/// Makes the client's response of an error that is booked already.
+async fn instead(spare: Spare, tries: u16) -> Result<Response<Answer>, Refusal> {
+    let Spare { head, body, open, mut sealed } = spare;
+    while let Sealed::When(synced) = sealed {
+        sealed = match synced.await {
+            Ok(()) => Sealed::Released,
+            Err(error) => open.unsynced(&error),
+        };
+    }
+    if matches!(sealed, Sealed::Refused) {
+        return Err(unrecorded());
+    }
+    let (mut parts, ()) = Response::new(()).into_parts();
+    parts.status = head.status;
+    parts.headers = returned(head.headers);
+    parts.headers.insert("x-farthing-attempts", HeaderValue::from(tries));
+    Ok(Response::from_parts(parts, Answer::whole(body)))
 }
 
 /// Makes the client's response of an upstream's answer.

@@ -5,6 +5,7 @@ mod exchange;
 mod identify;
 pub(crate) mod open;
 mod receive;
+mod retained;
 
 use std::future::Future;
 use std::net::IpAddr;
@@ -23,13 +24,16 @@ use ledger::{Clock, RequestId};
 
 pub(crate) use self::exchange::Asked;
 pub(crate) use self::open::Open;
+pub(crate) use self::retained::Room;
 use crate::answer::Answer;
+use crate::aside;
 use crate::attribute::{BodySays, attribute};
 use crate::background::Background;
 use crate::journal::Journal;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::running::Registry;
 use crate::settings::{OnClientAbort, Settings, plan};
 use crate::surface::{self, Dialect};
 use crate::upstream::{Outbound, forwarded};
@@ -44,6 +48,8 @@ pub(crate) struct Core {
     pub metrics: Metrics,
     pub outbound: Outbound,
     pub background: Background,
+    pub running: Arc<Registry>,
+    pub room: Arc<Room>,
 }
 
 /// Answers one request. Every path through here ends in a response: an upstream's, or a refusal of ours.
@@ -85,7 +91,8 @@ async fn pass(
     let body = tokio::time::timeout(whole, receiving).await.unwrap_or_else(|_| Err(receive::too_slow()))?;
 
     // Inspect what is asked. A body that is not what it says it is would be metered wrongly, so it is not sent on.
-    let inspected = surface::inspect(&head.method, path, receive::content_type(&head.headers), &body);
+    let inspect = || surface::inspect(&head.method, path, receive::content_type(&head.headers), &body);
+    let inspected = aside::reading(body.len(), inspect);
     *dialect = inspected.dialect;
     if let Some(reason) = &inspected.malformed {
         return Err(Refusal::new(StatusCode::BAD_REQUEST, format!("the request body is not usable: {reason}")));
@@ -109,6 +116,7 @@ async fn pass(
     // as that is needed to know what was used.
     let keep = !inspected.streamed || settings.on_client_abort == OnClientAbort::Drain;
     let gone = Arc::new(AtomicBool::new(false));
+    let body = core.room.keep(body, settings.limits.retained_bytes_max);
     let asked = Asked {
         core: Arc::clone(core),
         headers: forwarded(&head.headers, caller.presented.as_deref()),

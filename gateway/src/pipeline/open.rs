@@ -12,10 +12,13 @@ use ledger::{
     TokenUsage, UsageQuality,
 };
 
+use crate::aside;
 use crate::journal::{Durability, JournalError, WhenLogFails};
 use crate::meter::{AnswerMeter, Metered, count};
+use crate::pipeline::retained::{Kept, RequestBody};
 use crate::pipeline::{Asked, Core};
 use crate::refusal::Refusal;
+use crate::running::Ticket;
 use crate::settings::{Settings, Target};
 
 /// Waits until a record survives what it must survive.
@@ -31,17 +34,26 @@ pub(crate) enum Sealed {
     Refused,
 }
 
+/// What the input is counted from when the upstream does not report it.
+enum Input {
+    Text(Arc<Kept>),
+    /// The text is not at hand any more; this is what its length said.
+    Estimate(Option<u64>),
+}
+
 /// An attempt whose opened record is written.
 pub(crate) struct Open {
     core: Arc<Core>,
     settings: Arc<Settings>,
     attempt: Option<Box<Attempt>>,
+    /// Its place among the running attempts.
+    running: Option<Ticket>,
     gone: Arc<AtomicBool>,
     anchor_us: u64,
     /// The model that the upstream was asked for.
     model: Option<Label>,
     class_requested: Option<ServiceClass>,
-    body: Bytes,
+    input: Input,
     cost: Option<Money>,
 }
 
@@ -55,9 +67,15 @@ impl Open {
         let id = AttemptId { request: asked.arrival.id, number };
         let route = route(asked, target);
         let (context, received_at) = (asked.context.clone(), asked.arrival.received_at);
-        let estimate = at_stake(route.operation, &asked.body);
+        let body = asked.body.bytes();
+        let estimate = aside::reading(body.len(), || at_stake(route.operation, body));
+        let input = match &asked.body {
+            RequestBody::Kept(kept) => Input::Text(Arc::clone(kept)),
+            RequestBody::Once(_) => Input::Estimate(Some(estimate.input).filter(|&tokens| tokens > 0)),
+        };
         let opened = Opened { id, received_at, context: context.clone(), route: route.clone(), estimate };
-        if let Err(error) = core.journal.append(&Fact::Opened(Box::new(opened))) {
+        let fact = Fact::Opened(Box::new(opened));
+        if let Err(error) = core.journal.append(&fact) {
             if settings.when_log_fails == WhenLogFails::FailClosed {
                 tracing::error!(request = %id.request, %error, "refused: no opened record");
                 let message = "the request was not sent: its record cannot be written, and the policy is fail_closed";
@@ -65,6 +83,8 @@ impl Open {
             }
             lose(&core, id, &error);
         }
+        let Fact::Opened(opened) = fact else { unreachable!("it was made here") };
+        let running = core.running.enter(opened, asked.arrival.anchor_us, asked.admitted.at_us);
         core.metrics.attempts.up();
         core.metrics.in_flight.up();
         if number > 0 {
@@ -86,11 +106,12 @@ impl Open {
             core,
             settings,
             attempt: Some(Box::new(attempt)),
+            running: Some(running),
             gone: Arc::clone(&asked.gone),
             anchor_us: asked.arrival.anchor_us,
             model: target.model.clone().or_else(|| asked.inspected.model.as_deref().map(Label::from)),
             class_requested: asked.inspected.service_class_requested,
-            body: asked.body.clone(),
+            input,
             cost: None,
         })
     }
@@ -128,6 +149,9 @@ impl Open {
         if let Some(attempt) = &mut self.attempt {
             attempt.timeline.sent_us = Some(now);
         }
+        if let Some(running) = &self.running {
+            running.sent(now);
+        }
     }
 
     pub fn answered(&mut self, status: StatusCode, streamed: bool) {
@@ -136,6 +160,16 @@ impl Open {
             attempt.timeline.first_byte_us = Some(now);
             attempt.status = Some(status.as_u16());
             attempt.route.streamed = streamed;
+        }
+        if let Some(running) = &self.running {
+            running.answered(now, streamed);
+        }
+    }
+
+    /// Shows how far the answer got to those who settle before it ends.
+    pub fn progressed(&self, meter: &AnswerMeter) {
+        if let Some(running) = &self.running {
+            running.progressed(meter.so_far());
         }
     }
 
@@ -176,7 +210,7 @@ impl Open {
         (attempt.usage, attempt.usage_quality) = (metered.usage, metered.quality);
         let timeline = &mut attempt.timeline;
         (timeline.first_token_us, timeline.last_token_us) = (metered.first_token_us, metered.last_token_us);
-        timeline.gaps = metered.gaps;
+        (timeline.gaps, timeline.queued_us) = (metered.gaps, metered.queued_us);
         let route = &mut attempt.route;
         if let Some(model) = metered.response_model {
             route.response_model = Some(model.into());
@@ -201,12 +235,17 @@ impl Open {
         });
         self.cost = attempt.charge.costs().map(|costs| costs.effective_cost);
         self.core.metrics.in_flight.down();
+        // Nothing is counted any more, so the text need not be kept.
+        self.input = Input::Estimate(None);
         if outcome == Outcome::ClientAborted {
             self.core.metrics.aborted.up();
         }
         let id = attempt.id;
         let fact = Fact::Attempt(attempt);
-        match self.core.journal.append(&fact) {
+        let written = self.core.journal.append(&fact);
+        // Only now: whoever settles must find the attempt here or in the journal.
+        self.running = None;
+        match written {
             Ok(_) if self.settings.durability == Durability::Process => Sealed::Released,
             Ok(position) => Sealed::When(self.core.journal.synced(position)),
             Err(error) => self.unwritten(id, &fact, &error),
@@ -241,7 +280,13 @@ impl Open {
 
     fn counted_input(&self) -> Option<u64> {
         let operation = self.attempt.as_ref().map(|attempt| attempt.route.operation)?;
-        count::input(operation, self.model.as_deref(), &self.body)
+        match &self.input {
+            Input::Text(kept) => {
+                let body = kept.bytes();
+                aside::counting(body.len(), || count::input(operation, self.model.as_deref(), body))
+            }
+            Input::Estimate(tokens) => *tokens,
+        }
     }
 }
 

@@ -45,6 +45,7 @@ impl Adapter for Anthropic {
             usage,
             terminal: event == "message_stop" || error.is_some(),
             error,
+            queued_us: None,
             only_usage: false,
         }
     }

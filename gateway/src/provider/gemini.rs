@@ -46,6 +46,7 @@ impl Adapter for Gemini {
             service_class: raw.word("serviceTier").or_else(|| raw.word("trafficType")).and_then(service_class),
             usage,
             error: envelope.error.map(error_name),
+            queued_us: None,
             terminal: envelope.error.is_some(),
             only_usage: false,
         }

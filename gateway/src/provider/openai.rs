@@ -84,6 +84,7 @@ fn plain_answer<'a>(envelope: &Envelope<'a>) -> Answer<'a> {
         service_class: envelope.service_tier.and_then(word).as_deref().and_then(service_class),
         usage: envelope.usage,
         error: envelope.error.map(error_name),
+        queued_us: None,
         terminal: false,
         only_usage: envelope.usage.is_some()
             && envelope.error.is_none()

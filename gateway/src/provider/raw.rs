@@ -123,6 +123,8 @@ pub(crate) struct Envelope<'a> {
     pub status: Option<&'a RawValue>,
     #[serde(borrow)]
     pub response: Option<&'a RawValue>,
+    #[serde(borrow)]
+    pub metrics: Option<&'a RawValue>,
     #[serde(borrow, rename = "responseId")]
     pub response_id: Option<&'a RawValue>,
     #[serde(borrow, rename = "modelVersion")]
@@ -166,6 +168,8 @@ pub(crate) struct Answer<'a> {
     pub usage: Option<&'a RawValue>,
     /// The code or type of an error.
     pub error: Option<String>,
+    /// Microseconds that the request waited in the engine's queue.
+    pub queued_us: Option<u64>,
     /// Whether this is the stream's last event.
     pub terminal: bool,
     /// Whether the event carries nothing but usage: OpenAI's extra chunk.

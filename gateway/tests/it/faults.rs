@@ -336,3 +336,55 @@ async fn a_body_that_trickles_has_only_so_much_time() {
     trickle.abort();
     assert!(answer[..read].starts_with(b"HTTP/1.1 408") && upstream.received().is_empty());
 }
+
+#[tokio::test]
+async fn an_error_is_passed_on_when_there_is_no_time_for_a_retry() {
+    let busy = "{\"error\":{\"message\":\"too busy\"}}";
+    let slow_down = |wait: &str| {
+        let head =
+            format!("HTTP/1.1 429 X\r\nretry-after: {wait}\r\nx-why: load\r\ncontent-length: {}\r\n\r\n", busy.len());
+        vec![write(&format!("{head}{busy}"))]
+    };
+    // The upstream asks for more time than the request has, or the retry does not answer in what is left of it.
+    for (scripts, tries) in [(vec![slow_down("2")], 1), (vec![slow_down("0"), vec![Step::Stall]], 2)] {
+        let a = Upstream::start(scripts).await;
+        let mut settings = two(&a, &a, 1);
+        settings.routes[0].fallbacks.clear();
+        settings.limits.request_ms_max = 600;
+        let world = World::start(settings).await;
+        let answered = world.send("/v1/chat/completions", CHAT).await;
+        assert_eq!((answered.status.as_u16(), answered.text.as_str(), answered.whole), (429, busy, true));
+        assert_eq!(answered.headers["x-why"], "load");
+        assert_eq!(answered.headers["x-farthing-attempts"].to_str().unwrap(), tries.to_string());
+        let outcomes: Vec<_> = world.settled().await.into_iter().map(|attempt| attempt.outcome).collect();
+        assert_eq!(outcomes, [Outcome::UpstreamError, Outcome::TimedOut][..tries]);
+    }
+}
+
+#[tokio::test]
+async fn without_room_for_its_body_a_request_is_tried_once_and_still_counted() {
+    for (room, tries, status) in [(1 << 20, 2, 200), (100, 1, 500)] {
+        let a = Upstream::start([json(500, "{\"error\":{}}")]).await;
+        let b = Upstream::start([vec![sse_head(), chunk(&delta("ok")), Step::Reset]]).await;
+        let mut settings = two(&a, &b, 0);
+        settings.limits.retained_bytes_max = room;
+        let world = World::start(settings).await;
+        let answered = world.send("/v1/chat/completions", CHAT_STREAM).await;
+        assert_eq!(answered.status.as_u16(), status);
+        assert_eq!(world.settled().await.len(), tries);
+        assert_eq!(
+            a.received()[0].body,
+            b.received().first().map_or(a.received()[0].body.clone(), |sent| sent.body.clone())
+        );
+        assert!(a.received()[0].body.contains("everyone"), "the body was sent all the same");
+    }
+    let cut = Upstream::start([vec![sse_head(), chunk(&delta("ok")), Step::Reset]]).await;
+    let mut settings = settings(&[("a", Kind::OpenAi, &cut)]);
+    settings.limits.retained_bytes_max = 0;
+    let world = World::start(settings).await;
+    assert!(!world.send("/v1/chat/completions", CHAT_STREAM).await.whole);
+    let attempt = world.one().await;
+    let estimate = world.journal.opened()[0].estimate.input;
+    assert_eq!((attempt.usage.input, attempt.usage_quality), (estimate, UsageQuality::Estimated));
+    assert!(estimate > 0);
+}

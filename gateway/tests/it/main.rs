@@ -7,6 +7,7 @@ mod faults;
 mod http;
 mod ledgering;
 mod property;
+mod running;
 mod speed;
 mod upstream;
 mod world;

@@ -18,6 +18,8 @@ pub struct Calibration {
     pub fit: Option<Fit>,
     /// Errors on requests that the constants were not fitted to: each half judged by the fit on the other.
     pub held_out: Option<FitError>,
+    /// Errors of the constants that came in, on the same requests.
+    pub in_force: Option<FitError>,
     /// The reconstruction against the engine's own series.
     pub quality: Quality,
     /// Samples of the engine's series that lie within the timelines' time.
@@ -81,6 +83,7 @@ pub fn calibrate(
     Calibration {
         fit: Fit::of(&chosen(None)),
         held_out: held_out(&observations, &preempted, |half| Fit::of(&chosen(Some(half)))),
+        in_force: held_out(&observations, &preempted, |_| Some(Fit::in_force(sheet))),
         quality,
         samples: samples.len(),
         preempted_requests: preempted.iter().filter(|seconds| **seconds > 0.0).count(),

@@ -43,45 +43,83 @@ pub fn mig(slices: &[MigSlice], alpha: f64) -> (Vec<f64>, f64) {
     (parts.iter().map(|part| part * scale).collect(), (1.0 - all).max(0.0))
 }
 
+/// Who works on the same GPUs as others: an engine, or a job that is no request.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Party {
+    /// When it works, in seconds; ordered and not overlapping.
+    pub busy: Vec<(f64, f64)>,
+    /// What it demands in proportion to the others, such as its predicted share of the GPU when it runs by itself.
+    pub demand: f64,
+    /// The part of the GPU that it uses at most, 0 to 1.
+    pub cap: f64,
+}
+
 /// Seconds of the GPU for each engine under time slicing: every moment goes in equal parts to the engines active then.
 /// `busy[engine]` are its busy stretches in seconds, ordered and not overlapping. Adds up to the union of all stretches.
 #[must_use]
 pub fn time_sliced(busy: &[Vec<(f64, f64)>]) -> Vec<f64> {
-    by_moment(busy, &vec![1.0; busy.len()])
+    mps(busy, &vec![1.0; busy.len()])
 }
 
 /// Seconds of the GPU for each engine under MPS: every moment goes to the engines active then in proportion to what each
-/// demands alone (`demand`, such as its predicted share of the GPU when it runs by itself).
+/// demands alone.
 #[must_use]
 pub fn mps(busy: &[Vec<(f64, f64)>], demand: &[f64]) -> Vec<f64> {
-    by_moment(busy, demand)
+    let party = |(busy, demand): (&Vec<(f64, f64)>, &f64)| Party { busy: busy.clone(), demand: *demand, cap: 1.0 };
+    shared(&busy.iter().zip(demand).map(party).collect::<Vec<_>>())
 }
 
-fn by_moment(busy: &[Vec<(f64, f64)>], weights: &[f64]) -> Vec<f64> {
-    let mut events: Vec<(f64, usize, bool)> = busy
+/// Seconds of the GPU for each party: every moment goes to those that work then in proportion to what they demand, none
+/// beyond its cap; what a capped one leaves goes to the others. A moment in which all are at their caps is partly idle.
+#[must_use]
+pub fn shared(parties: &[Party]) -> Vec<f64> {
+    let mut events: Vec<(f64, usize, bool)> = parties
         .iter()
         .enumerate()
-        .flat_map(|(engine, stretches)| {
-            let proper = stretches.iter().filter(|(from, until)| from < until);
-            proper.flat_map(move |&(from, until)| [(from, engine, true), (until, engine, false)])
+        .flat_map(|(party, Party { busy, .. })| {
+            let proper = busy.iter().filter(|(from, until)| from < until);
+            proper.flat_map(move |&(from, until)| [(from, party, true), (until, party, false)])
         })
         .collect();
-    // At the same moment ends come before starts, so that an engine is never counted twice.
+    // At the same moment ends come before starts, so that a party is never counted twice.
     events.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.2.cmp(&b.2)).then(a.1.cmp(&b.1)));
-    let mut active = vec![false; busy.len()];
-    let mut seconds = vec![0.0; busy.len()];
+    let mut active: Vec<usize> = Vec::with_capacity(parties.len());
+    let mut seconds = vec![0.0; parties.len()];
     let mut since = 0.0;
-    for (at, engine, starts) in events {
-        let running: Vec<usize> = (0..active.len()).filter(|&other| active[other]).collect();
-        let all: f64 = running.iter().map(|&other| weights[other].max(0.0)).sum();
-        for &other in &running {
-            let part = if all > 0.0 { weights[other].max(0.0) / all } else { 1.0 / running.len() as f64 };
-            seconds[other] += (at - since) * part;
+    for (at, party, starts) in events {
+        if at > since {
+            for (other, part) in fair(parties, &active) {
+                seconds[other] += (at - since) * part;
+            }
         }
-        active[engine] = starts;
+        if starts {
+            active.push(party);
+        } else {
+            active.retain(|other| *other != party);
+        }
         since = at;
     }
     seconds
+}
+
+/// The parts of one moment: in proportion to demand, and whoever would get more than its cap gets its cap.
+fn fair(parties: &[Party], active: &[usize]) -> Vec<(usize, f64)> {
+    let mut open: Vec<usize> = active.to_vec();
+    let mut parts = Vec::with_capacity(active.len());
+    let mut left = 1.0;
+    while !open.is_empty() {
+        let all: f64 = open.iter().map(|&at| parties[at].demand.max(0.0)).sum();
+        let part = |at: usize| left * if all > 0.0 { parties[at].demand.max(0.0) / all } else { 1.0 / open.len() as f64 };
+        let (capped, rest): (Vec<usize>, Vec<usize>) = open.iter().partition(|&&at| part(at) >= parties[at].cap);
+        if capped.is_empty() {
+            parts.extend(open.iter().map(|&at| (at, part(at))));
+            break;
+        }
+        parts.extend(capped.iter().map(|&at| (at, parties[at].cap.max(0.0))));
+        left = (left - capped.iter().map(|&at| parties[at].cap.max(0.0)).sum::<f64>()).max(0.0);
+        open = rest;
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -111,7 +149,37 @@ mod tests {
         assert_eq!(mps(&busy, &[3.0, 1.0, 5.0]), [3.5, 2.5, 0.0]);
     }
 
+    #[test]
+    fn a_capped_party_leaves_the_rest_to_the_others() {
+        let party = |from: f64, until: f64, cap: f64| Party { busy: vec![(from, until)], demand: 1.0, cap };
+        // A job that uses a tenth at most beside an engine, then two engines beside it, then the job alone.
+        let parties = [party(0.0, 30.0, 0.1), party(0.0, 20.0, 1.0), party(10.0, 20.0, 1.0)];
+        let seconds = shared(&parties);
+        let expected = [3.0, 9.0 + 4.5, 4.5];
+        assert!(seconds.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-9), "{seconds:?}");
+    }
+
     proptest! {
+        #[test]
+        fn moments_never_go_beyond_the_gpu_or_a_cap(
+            parties in prop::collection::vec((0.0f64..10.0, 0.1f64..10.0, 0.0f64..4.0, 0.0f64..=1.0), 1..7),
+        ) {
+            let parties: Vec<Party> = parties
+                .into_iter()
+                .map(|(from, length, demand, cap)| Party { busy: vec![(from, from + length)], demand, cap })
+                .collect();
+            let seconds = shared(&parties);
+            for (party, got) in parties.iter().zip(&seconds) {
+                let (from, until) = party.busy[0];
+                prop_assert!(*got >= 0.0 && *got <= (until - from) * party.cap + 1e-9);
+            }
+            prop_assert!(seconds.iter().sum::<f64>() <= 20.0 + 1e-9);
+            let whole: Vec<Party> = parties.iter().map(|party| Party { cap: 1.0, ..party.clone() }).collect();
+            let busy: Vec<Vec<(f64, f64)>> = whole.iter().map(|party| party.busy.clone()).collect();
+            let union: f64 = time_sliced(&busy).iter().sum();
+            prop_assert!((shared(&whole).iter().sum::<f64>() - union).abs() < 1e-9);
+        }
+
         #[test]
         fn time_slices_add_up_to_the_union(
             lengths in prop::collection::vec(prop::collection::vec((0.0f64..3.0, 0.0f64..3.0), 0..8), 1..6),

@@ -100,6 +100,13 @@ impl Fit {
         fits.min_by(|a, b| (a.error.median + a.error.p95).total_cmp(&(b.error.median + b.error.p95)))
     }
 
+    /// Constants that are in force already, as a fit that was made from nothing.
+    #[must_use]
+    pub fn in_force(replica: &Replica) -> Fit {
+        let Replica { efficiencies, overlap, .. } = *replica;
+        Fit { efficiencies, overlap, error: FitError::default(), observations: 0 }
+    }
+
     fn with_overlap(observations: &[&Observed], overlap: f64) -> Fit {
         let start = Efficiencies::default();
         let mut fit =

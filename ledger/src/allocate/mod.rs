@@ -8,22 +8,29 @@
 //!
 //! The model decides shares, never totals: a bad model moves money between requests, it cannot create or lose any.
 
+pub mod adjust;
 mod books;
 pub mod calibrate;
 pub mod colocated;
+mod counted;
 pub mod counters;
+mod engine_time;
 pub mod fit;
 pub mod full_load;
 pub mod idle;
+mod joined;
 #[cfg(test)]
 pub(crate) mod measured;
+mod parties;
 pub mod policy;
 pub mod pool;
 pub mod quality;
+mod reconstruct;
 pub mod replica;
 pub mod shape;
 pub mod share;
 pub mod steps;
+pub mod stream;
 pub mod sweep;
 pub mod terms;
 pub mod timeline;

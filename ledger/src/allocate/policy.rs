@@ -116,6 +116,66 @@ impl WasteRule {
     }
 }
 
+/// How engines and jobs on the same GPUs divide the moments in which several of them work.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SharingRule {
+    /// In equal parts: they take turns.
+    #[default]
+    TimeSliced,
+    /// In proportion to what each demands alone: they run side by side (NVIDIA's multi-process service).
+    Mps,
+}
+
+impl SharingRule {
+    /// Every rule.
+    pub const ALL: [SharingRule; 2] = [SharingRule::TimeSliced, SharingRule::Mps];
+
+    /// The name used in configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            SharingRule::TimeSliced => "time-sliced",
+            SharingRule::Mps => "mps",
+        }
+    }
+
+    /// The rule of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<SharingRule> {
+        SharingRule::ALL.into_iter().find(|rule| rule.name() == name)
+    }
+}
+
+/// Among whom the part of a step is divided equally that is there whoever is in it: overhead and reading the weights.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum FixedRule {
+    /// The requests in the batch. Whoever splits a request in two pays this part twice.
+    #[default]
+    Request,
+    /// The consumers with requests in the batch, and each one's part among its requests.
+    Tenant,
+}
+
+impl FixedRule {
+    /// Every rule.
+    pub const ALL: [FixedRule; 2] = [FixedRule::Request, FixedRule::Tenant];
+
+    /// The name used in configuration.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            FixedRule::Request => "request",
+            FixedRule::Tenant => "tenant",
+        }
+    }
+
+    /// The rule of this name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<FixedRule> {
+        FixedRule::ALL.into_iter().find(|rule| rule.name() == name)
+    }
+}
+
 /// All rules of a pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Policy {
@@ -125,14 +185,27 @@ pub struct Policy {
     pub headroom: HeadroomRule,
     /// Who pays for waste.
     pub waste: WasteRule,
+    /// How engines and jobs on the same GPUs share them.
+    pub sharing: SharingRule,
+    /// Among whom the fixed part of a step is divided.
+    pub fixed: FixedRule,
 }
 
 impl Policy {
-    /// Name and version as postings carry them: `roofline/1 headroom=line waste=line`.
+    /// Name and version as postings carry them: `roofline/1 headroom=line waste=line sharing=time-sliced fixed=request`.
     #[must_use]
     pub fn label(&self) -> Label {
-        let Policy { method, headroom, waste } = self;
-        format!("{}/{} headroom={} waste={}", method.name(), method.version(), headroom.name(), waste.name()).into()
+        let Policy { method, headroom, waste, sharing, fixed } = self;
+        format!(
+            "{}/{} headroom={} waste={} sharing={} fixed={}",
+            method.name(),
+            method.version(),
+            headroom.name(),
+            waste.name(),
+            sharing.name(),
+            fixed.name()
+        )
+        .into()
     }
 }
 
@@ -151,7 +224,16 @@ mod tests {
         for rule in WasteRule::ALL {
             assert_eq!(WasteRule::named(rule.name()), Some(rule));
         }
+        for rule in SharingRule::ALL {
+            assert_eq!(SharingRule::named(rule.name()), Some(rule));
+        }
+        for rule in FixedRule::ALL {
+            assert_eq!(FixedRule::named(rule.name()), Some(rule));
+        }
         assert_eq!(Method::named("by-mood"), None);
-        assert_eq!(&*Policy::default().label(), "roofline/1 headroom=line waste=line");
+        assert_eq!(
+            &*Policy::default().label(),
+            "roofline/1 headroom=line waste=line sharing=time-sliced fixed=request"
+        );
     }
 }

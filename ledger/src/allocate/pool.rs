@@ -2,22 +2,29 @@
 //!
 //! A pure function of its facts. They may come late, twice, in any order or not at all; the same facts always give the
 //! same postings, ids included, and facts that come later give [`corrections`], never changed rows.
+//!
+//! The GPUs of each capacity fact are divided among those that work on them (engines and jobs; slices apart), an engine's
+//! part among its requests, and what is left goes down the idle waterfall. Money and GPU time are divided by the same
+//! weights, each by largest remainder, so that both add up: the postings' GPU time is that of the pool to the microsecond.
 
 use std::collections::BTreeMap;
 
-pub use super::books::corrections;
-use super::books::{Books, Key, split_or_last, weight};
-use super::colocated::{MIG_ALPHA, MigSlice, mig, time_sliced};
+pub use super::adjust::corrections;
+use super::books::{Amount, Books, Found, Key, weight};
+use super::colocated::MigSlice;
+use super::counters::Counted;
 use super::idle::Idle;
-use super::policy::{Method, Policy, WasteRule};
+use super::parties::{Cast, Standing, together};
+use super::policy::Policy;
+use super::quality::EngineSample;
 use super::replica::Replica;
-use super::terms::{in_order, parts_within, tokens_within};
 use super::timeline::{EngineTimeline, Limits};
-use crate::capacity::{CapacityFact, PurchaseOption, latest};
+use crate::capacity::{CapacityFact, latest};
 use crate::context::{Context, Label};
 use crate::id::AttemptId;
-use crate::money::{Money, MoneyError};
+use crate::money::MoneyError;
 use crate::posting::{Line, Posting};
+use crate::telemetry::{Adapter, EngineStep, JobFact, Speculation};
 use crate::time::{Period, Timestamp};
 
 /// One request that an engine of the pool served.
@@ -29,12 +36,28 @@ pub struct Served {
     pub context: Context,
     /// The engine that served it, as in [`Engine::name`].
     pub engine: Label,
-    /// When it ran; of one that still runs, its progress so far.
+    /// When it ran; of one that still runs, its progress so far. Under [`Known::Counts`] only `arrived` and the tokens mean
+    /// anything.
     pub timeline: EngineTimeline,
+    /// What of the timeline is known.
+    pub known: Known,
+    /// The adapter that its tokens passed through.
+    pub adapter: Option<Adapter>,
     /// Whether any part of the timeline is a guess.
     pub estimated: bool,
     /// When this was observed; the latest observation wins.
     pub observed_at: Timestamp,
+}
+
+/// What is known of one request's time on its engine.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Known {
+    /// When it was scheduled and when its first and last tokens were there.
+    #[default]
+    Timeline,
+    /// When it arrived and its tokens, as an import without times has them. All of it counts in the interval of its
+    /// arrival.
+    Counts,
 }
 
 /// One engine process: what it runs, and on whose GPUs.
@@ -46,18 +69,25 @@ pub struct Engine {
     pub replica: Label,
     /// The model it serves.
     pub model: Option<Label>,
-    /// The step-time model with its constants.
-    pub constants: Replica,
+    /// The step-time model with its constants. Without one, time is divided by weighted tokens and the postings say so.
+    pub constants: Option<Replica>,
     /// What it can hold.
     pub limits: Limits,
     /// The slice of each GPU that it has to itself; engines without one share the whole GPU by time.
     pub slice: Option<MigSlice>,
+    /// How many tokens it drafts and accepts in a step, when it speculates.
+    pub speculation: Option<Speculation>,
     /// When it could serve; what its GPUs cost before is cold start. Unknown: it always could.
     pub ready_at: Option<Timestamp>,
     /// Whose objective keeps it running whatever the demand; its idle time is warm.
     pub kept_warm_for: Option<Context>,
-    /// Seconds of the engine that served what bypassed the gateway, from its counters less what was metered.
-    pub unobserved_s: Option<f64>,
+    /// What it counted in the interval less what was metered: what bypassed the gateway. `None` when its counters are not
+    /// known.
+    pub unobserved: Option<Counted>,
+    /// What it said of itself in the interval, `at_s` in seconds from the interval's start.
+    pub samples: Vec<EngineSample>,
+    /// Its steps that touch the interval; where they cover it, time is divided step by step.
+    pub steps: Vec<EngineStep>,
 }
 
 /// What is known of a pool beside its capacity and its requests.
@@ -78,6 +108,8 @@ pub struct Facts<'a> {
     pub engines: &'a [Engine],
     /// What the engines served.
     pub served: &'a [Served],
+    /// The work on the same GPUs that is no request.
+    pub jobs: &'a [JobFact],
     /// The pool's peak and who makes it.
     pub demand: &'a Demand,
 }
@@ -93,49 +125,48 @@ pub fn allocate(
     policy: &Policy,
     booked_at: Timestamp,
 ) -> Result<Vec<Posting>, MoneyError> {
-    let Facts { capacity, engines, served, demand } = facts;
-    let mut books = Books::default();
+    let Facts { capacity, engines, served, jobs, demand } = facts;
     let served = latest_served(served);
-    let mut facts = latest(capacity);
-    facts.retain(|fact| fact.pool == *pool && fact.period.intersect(period).is_some());
-    let owner = facts.iter().find_map(|fact| fact.owner.clone());
+    let jobs = latest_jobs(jobs, pool);
+    let mut books = Books::of(&served);
+    let mut capacity = latest(capacity);
+    capacity.retain(|fact| fact.pool == *pool && fact.period.intersect(period).is_some());
+    let owner = Context { team: capacity.iter().find_map(|fact| fact.owner.clone()), ..Context::default() };
+    let cast = Cast::of(engines, &served, &jobs, &owner);
     let mut idle = Idle::default();
-    let mut left_idle: Vec<(IdleKind, Money)> = Vec::new();
+    let mut left_idle: Vec<(Standing, Amount, Found)> = Vec::new();
 
     // Capacity facts of one replica (it grew, or was restarted) are handled one after the other.
-    for fact in &facts {
+    for fact in &capacity {
         let Some(span) = fact.period.intersect(period) else { continue };
-        let mut own: Vec<&Engine> = engines.iter().filter(|engine| engine.replica == fact.replica).collect();
-        own.sort_by(|a, b| a.name.cmp(&b.name));
-        own.dedup_by(|a, b| a.name == b.name);
-        for Together { engines: together, part, amount } in
-            by_slice(&own, fact.cost_within(period), owner.as_ref(), &mut books)?
-        {
-            let used = Used::of(fact, span, &together, &served, policy);
-            let gpus = f64::from(fact.gpus) * part;
+        let micros = i64::try_from(span.micros()).unwrap_or(i64::MAX);
+        let whole = Amount { money: fact.cost_within(period), gpu_us: micros.saturating_mul(i64::from(fact.gpus)) };
+        for (part, amount) in together(&cast, fact, whole)? {
+            let used = part.used(&cast, fact, period.start, span, policy);
+            let gpus = f64::from(fact.gpus) * part.size;
             idle.busy += gpus * used.busy_s;
-            let kind = IdleKind::of(fact, &together);
-            match &kind {
-                IdleKind::WithoutEngine => idle.without_engine_reserved += gpus * used.idle_s,
-                IdleKind::Warm(_) => idle.standby += gpus * used.idle_s,
-                IdleKind::Other => idle.other += gpus * used.idle_s,
+            match &part.standing {
+                Standing::WithoutEngine => idle.without_engine_reserved += gpus * used.idle_s,
+                Standing::Warm(_) => idle.standby += gpus * used.idle_s,
+                Standing::Open => idle.other += gpus * used.idle_s,
+                Standing::Stranded => {}
             }
-            left_idle.push((kind, used.book(amount, &mut books, &together, owner.as_ref())?));
+            let found = used.found();
+            left_idle.push((part.standing, used.book(&cast, amount, &mut books)?, found));
         }
     }
 
     idle.peak = demand.peak_gpus.map(|gpus| gpus * period.micros() as f64 * 1e-6);
     let waterfall = idle.waterfall();
-    for (kind, amount) in left_idle {
-        let owned = || Context { team: owner.clone(), ..Context::default() };
-        match kind {
-            IdleKind::WithoutEngine => books.add(Key::line(Line::IdleReserved, owned()), amount, false),
-            IdleKind::Warm(context) => books.add(Key::line(Line::Warm, *context), amount, false),
-            IdleKind::Other => {
-                let weights = [waterfall.headroom, waterfall.above_peak].map(weight);
-                let parts = split_or_last(amount, &weights)?;
-                books.add(Key::line(Line::IdleReserved, owned()), parts[1], false);
-                books.headroom(parts[0], demand, policy.headroom, &owned())?;
+    for (standing, amount, found) in left_idle {
+        match standing {
+            Standing::WithoutEngine => books.line(Key::line(Line::IdleReserved, &owner), amount, found),
+            Standing::Warm(context) => books.line(Key::line(Line::Warm, &context), amount, found),
+            Standing::Stranded => books.line(Key::line(Line::Stranded, &owner), amount, found),
+            Standing::Open => {
+                let parts = amount.split_or_last(&[waterfall.headroom, waterfall.above_peak].map(weight))?;
+                books.line(Key::line(Line::IdleReserved, &owner), parts[1], found);
+                books.headroom(parts[0], demand, policy.headroom, &owner, found)?;
             }
         }
     }
@@ -155,215 +186,17 @@ fn latest_served(served: &[Served]) -> Vec<&Served> {
     kept.into_values().collect()
 }
 
-/// Engines that share the time of a GPU or of a slice of it.
-struct Together<'a> {
-    engines: Vec<&'a Engine>,
-    /// Their part of the GPU.
-    part: f64,
-    /// What that part cost.
-    amount: Money,
-}
-
-/// Who shares whose time: engines with slices have each their own, all others the whole GPU. What no slice has is booked
-/// as stranded.
-fn by_slice<'a>(
-    engines: &[&'a Engine],
-    amount: Money,
-    owner: Option<&Label>,
-    books: &mut Books,
-) -> Result<Vec<Together<'a>>, MoneyError> {
-    let slices: Vec<MigSlice> = engines.iter().filter_map(|engine| engine.slice).collect();
-    if slices.is_empty() {
-        return Ok(vec![Together { engines: engines.to_vec(), part: 1.0, amount }]);
-    }
-    let (mut parts, stranded) = mig(&slices, MIG_ALPHA);
-    parts.push(stranded);
-    let mut amounts = split_or_last(amount, &parts.iter().map(|&part| weight(part)).collect::<Vec<_>>())?;
-    let left = amounts.pop().unwrap_or(Money::ZERO);
-    books.add(Key::line(Line::Stranded, Context { team: owner.cloned(), ..Context::default() }), left, false);
-    // An engine without a slice on a sliced GPU cannot have run; its requests stay unallocated.
-    let sliced = engines.iter().copied().filter(|engine| engine.slice.is_some());
-    Ok(sliced
-        .zip(parts)
-        .zip(amounts)
-        .map(|((engine, part), amount)| Together { engines: vec![engine], part, amount })
-        .collect())
-}
-
-enum IdleKind {
-    /// Reserved GPUs on which no engine is known.
-    WithoutEngine,
-    Warm(Box<Context>),
-    Other,
-}
-
-impl IdleKind {
-    fn of(fact: &CapacityFact, engines: &[&Engine]) -> IdleKind {
-        if let Some(context) = engines.iter().find_map(|engine| engine.kept_warm_for.clone()) {
-            return IdleKind::Warm(Box::new(context));
-        }
-        let reserved = matches!(fact.purchase, PurchaseOption::Reserved | PurchaseOption::Owned);
-        if engines.is_empty() && reserved { IdleKind::WithoutEngine } else { IdleKind::Other }
-    }
-}
-
-/// How one capacity fact's time was used, in seconds.
-struct Used<'a> {
-    /// What each request pays, with its place in `engines`.
-    requests: Vec<(&'a Served, usize, f64)>,
-    /// By engine: recomputed after preemptions; traffic that bypassed the gateway.
-    waste_s: Vec<f64>,
-    unobserved_s: Vec<f64>,
-    cold_s: f64,
-    busy_s: f64,
-    idle_s: f64,
-}
-
-impl<'a> Used<'a> {
-    fn of(fact: &CapacityFact, span: Period, engines: &[&Engine], served: &[&'a Served], policy: &Policy) -> Used<'a> {
-        let span_s = span.micros() as f64 * 1e-6;
-        let mut used = Used {
-            requests: Vec::new(),
-            waste_s: vec![0.0; engines.len()],
-            unobserved_s: vec![0.0; engines.len()],
-            cold_s: 0.0,
-            busy_s: 0.0,
-            idle_s: 0.0,
-        };
-        let mut stretches = Vec::with_capacity(engines.len());
-        let mut swept = Vec::with_capacity(engines.len());
-        for engine in engines {
-            let own: Vec<&Served> = served.iter().copied().filter(|one| one.engine == engine.name).collect();
-            let Swept { parts, busy } = sweep(engine, &own, span, policy.method);
-            stretches.push(busy);
-            swept.push(parts);
-        }
-        // Each engine's part of the moments in which several were busy.
-        let granted = time_sliced(&stretches);
-        for (place, parts) in swept.into_iter().enumerate() {
-            let all: f64 = parts.iter().map(|(_, seconds, waste)| seconds + waste).sum();
-            let scale = if all > 0.0 { granted[place] / all } else { 0.0 };
-            let waste: f64 = parts.iter().map(|(_, _, waste)| waste * scale).sum();
-            let useful = all * scale - waste;
-            let spread = if policy.waste == WasteRule::Spread && useful > 0.0 { 1.0 + waste / useful } else { 1.0 };
-            for (one, seconds, _) in parts {
-                used.requests.push((one, place, seconds * scale * spread));
-            }
-            if spread == 1.0 {
-                used.waste_s[place] = waste;
-            }
-        }
-        used.busy_s = granted.iter().sum::<f64>().min(span_s);
-        let ready = engines.iter().filter_map(|engine| engine.ready_at).min();
-        let started = fact.period.start.max(span.start);
-        let loading_s = ready.map_or(0.0, |ready| ready.min(span.end).micros_since(started) as f64 * 1e-6);
-        used.cold_s = loading_s.min(span_s - used.busy_s);
-        used.idle_s = (span_s - used.busy_s - used.cold_s).max(0.0);
-        used.take_unobserved(engines, &granted);
-        used
-    }
-
-    /// Traffic that bypassed the gateway ran beside the metered requests where there were any, and otherwise in what
-    /// looked idle.
-    fn take_unobserved(&mut self, engines: &[&Engine], granted: &[f64]) {
-        for (place, engine) in engines.iter().enumerate() {
-            let wanted = engine.unobserved_s.filter(|seconds| *seconds > 0.0).unwrap_or(0.0);
-            if wanted == 0.0 {
-                continue;
-            }
-            if granted[place] > 0.0 {
-                let kept = granted[place] / (granted[place] + wanted);
-                for (_, _, seconds) in self.requests.iter_mut().filter(|(_, at, _)| *at == place) {
-                    *seconds *= kept;
-                }
-                self.waste_s[place] *= kept;
-                self.unobserved_s[place] = granted[place] * (1.0 - kept);
-            } else {
-                let taken = wanted.min(self.idle_s);
-                self.unobserved_s[place] = taken;
-                self.idle_s -= taken;
-                self.busy_s += taken;
-            }
+/// The latest observation of each job of the pool.
+fn latest_jobs<'a>(jobs: &'a [JobFact], pool: &Label) -> Vec<&'a JobFact> {
+    let mut kept: BTreeMap<(&str, &str, Timestamp), &JobFact> = BTreeMap::new();
+    for job in jobs.iter().filter(|job| job.pool == *pool) {
+        let rank = |job: &JobFact| (job.observed_at, job.period.end, job.share);
+        let newest = kept.entry(job.identity()).or_insert(job);
+        if rank(job) > rank(newest) {
+            *newest = job;
         }
     }
-
-    /// Books all but the idle time and returns what that cost.
-    fn book(
-        self,
-        amount: Money,
-        books: &mut Books,
-        engines: &[&Engine],
-        owner: Option<&Label>,
-    ) -> Result<Money, MoneyError> {
-        let owned = || Context { team: owner.cloned(), ..Context::default() };
-        let mut keys = Vec::with_capacity(self.requests.len() + 2 * engines.len() + 1);
-        let mut weights = Vec::with_capacity(keys.capacity() + 1);
-        for (one, place, seconds) in &self.requests {
-            books.contexts.insert(one.attempt, one.context.clone());
-            keys.push((Key::request(one.attempt, &one.context, engines[*place].model.clone()), one.estimated));
-            weights.push(weight(*seconds));
-        }
-        for (place, engine) in engines.iter().enumerate() {
-            for (line, seconds) in [(Line::Waste, self.waste_s[place]), (Line::Unobserved, self.unobserved_s[place])] {
-                keys.push((Key::line(line, owned()).of_model(engine.model.clone()), false));
-                weights.push(weight(seconds));
-            }
-        }
-        keys.push((Key::line(Line::ColdStart, owned()), false));
-        weights.push(weight(self.cold_s));
-        weights.push(weight(self.idle_s));
-        let mut parts = split_or_last(amount, &weights)?;
-        let idle = parts.pop().unwrap_or(Money::ZERO);
-        for ((key, estimated), part) in keys.into_iter().zip(parts) {
-            books.add(key, part, estimated);
-        }
-        Ok(idle)
-    }
-}
-
-/// What one engine did within a span.
-#[derive(Default)]
-struct Swept<'a> {
-    /// Each request with its seconds (or what its method counts) and its wasted seconds.
-    parts: Vec<(&'a Served, f64, f64)>,
-    /// The engine's busy stretches in seconds from the span's start.
-    busy: Vec<(f64, f64)>,
-}
-
-/// Runs one engine's requests through the sweep and keeps what falls within `span`.
-fn sweep<'a>(engine: &Engine, served: &[&'a Served], span: Period, method: Method) -> Swept<'a> {
-    let order = in_order(served, span);
-    let swept = parts_within(engine, &order, span, method);
-    let clipped: Vec<Period> = order
-        .iter()
-        .filter_map(|(timeline, _)| Period { start: timeline.scheduled, end: timeline.last_token }.intersect(span))
-        .collect();
-    let busy = union(&clipped, span.start);
-    let parts = order
-        .iter()
-        .zip(swept)
-        .map(|((timeline, one), part)| match method {
-            Method::Roofline | Method::EqualTime => (*one, part.share.total_s(), part.waste_s),
-            Method::Tokens | Method::WeightedTokens => {
-                let [input, output] = tokens_within(timeline, span);
-                (*one, input + method.output_weight() * output, 0.0)
-            }
-        })
-        .collect();
-    Swept { parts, busy }
-}
-
-/// The union of periods that come in the order of their starts, in seconds from `base`.
-fn union(periods: &[Period], base: Timestamp) -> Vec<(f64, f64)> {
-    let mut stretches: Vec<Period> = Vec::new();
-    for &period in periods {
-        match stretches.last_mut() {
-            Some(last) if period.start <= last.end => last.end = last.end.max(period.end),
-            _ => stretches.push(period),
-        }
-    }
-    let seconds = |at: Timestamp| at.micros_since(base) as f64 * 1e-6;
-    stretches.iter().map(|period| (seconds(period.start), seconds(period.end))).collect()
+    kept.into_values().collect()
 }
 
 #[cfg(test)]

@@ -4,8 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::allocate::policy::HeadroomRule;
+use crate::allocate::policy::{FixedRule, Method, SharingRule, WasteRule};
+use crate::capacity::PurchaseOption;
 use crate::closure::imbalances;
 use crate::id::{PostingId, RequestId};
+use crate::money::Money;
 use crate::posting::{Origin, Tier};
 use crate::step::{GpuSheet, ModelShape};
 
@@ -45,12 +48,15 @@ fn engine(name: &str, replica: &str) -> Engine {
         name: name.into(),
         replica: replica.into(),
         model: Some("llama".into()),
-        constants: Replica::unfitted(ModelShape::LLAMA_3_1_8B.into(), GpuSheet::H100, 1),
+        constants: Some(Replica::unfitted(ModelShape::LLAMA_3_1_8B.into(), GpuSheet::H100, 1)),
         limits: Limits::default(),
         slice: None,
+        speculation: None,
         ready_at: None,
         kept_warm_for: None,
-        unobserved_s: None,
+        unobserved: None,
+        samples: Vec::new(),
+        steps: Vec::new(),
     }
 }
 
@@ -69,6 +75,8 @@ fn served(number: u16, engine: &str, from: f64, prefill: f64, decode: f64, token
             cached_tokens: 0,
             output_tokens: tokens.1,
         },
+        known: Known::Timeline,
+        adapter: None,
         estimated: false,
         observed_at: at(from + prefill + decode),
     }
@@ -80,18 +88,31 @@ struct Case {
     capacity: Vec<CapacityFact>,
     engines: Vec<Engine>,
     served: Vec<Served>,
+    jobs: Vec<JobFact>,
     demand: Demand,
 }
 
 impl Case {
     fn run(&self, policy: &Policy) -> Vec<Posting> {
-        let facts =
-            Facts { capacity: &self.capacity, engines: &self.engines, served: &self.served, demand: &self.demand };
+        let facts = Facts {
+            capacity: &self.capacity,
+            engines: &self.engines,
+            served: &self.served,
+            jobs: &[],
+            demand: &self.demand,
+        };
         allocate(&pool(), minute(), facts, policy, at(200.0)).unwrap()
     }
 
     fn cost(&self) -> Money {
         latest(&self.capacity).into_iter().map(|fact| fact.cost_within(minute())).sum()
+    }
+
+    /// The GPU time of the interval in microseconds.
+    fn gpu_us(&self) -> i64 {
+        let micros = |fact: &CapacityFact| fact.period.intersect(minute()).map_or(0, |both| both.micros());
+        let facts = latest(&self.capacity);
+        facts.into_iter().map(|fact| i64::try_from(micros(fact) * u64::from(fact.gpus)).unwrap()).sum()
     }
 
     fn origin(&self) -> (Origin, Money) {
@@ -104,8 +125,33 @@ fn two_requests() -> Case {
         capacity: vec![capacity("r0", 2, 0.0, 300.0)],
         engines: vec![engine("e0", "r0")],
         served: vec![served(0, "e0", 70.0, 1.0, 9.0, (1_000, 300)), served(1, "e0", 75.0, 0.5, 14.5, (4_000, 500))],
+        jobs: Vec::new(),
         demand: Demand::default(),
     }
+}
+
+fn job(name: &str, replica: &str, share: u32, from: f64, until: f64) -> JobFact {
+    JobFact {
+        job: name.into(),
+        pool: pool(),
+        replica: replica.into(),
+        context: team("research"),
+        share,
+        period: Period { start: at(from), end: at(until) },
+        observed_at: at(until),
+        ..JobFact::default()
+    }
+}
+
+/// GPU-microseconds behind the postings.
+fn gpu_us(postings: &[Posting]) -> i64 {
+    postings.iter().filter_map(|posting| posting.basis).map(|basis| basis.gpu_us).sum()
+}
+
+/// What the terms of a posting add up to.
+fn explained(posting: &Posting) -> Option<Money> {
+    let terms = posting.basis?.terms?;
+    Some(terms.overhead + terms.weights + terms.kv + terms.compute)
 }
 
 fn by_line(postings: &[Posting], line: Line) -> Money {
@@ -121,12 +167,20 @@ fn a_minute_by_hand() {
     let third = case.cost().pico() / 3;
     assert!((by_line(&postings, Line::Request).pico() - third).abs() <= 1);
     assert!((by_line(&postings, Line::IdleReserved).pico() - 2 * third).abs() <= 2);
+    // 40 of the 120 GPU-seconds, and every request's amount by term.
+    assert_eq!(gpu_us(&postings), 120_000_000);
+    let requests: Vec<&Posting> = postings.iter().filter(|posting| posting.line == Line::Request).collect();
+    let busy_us: i64 = requests.iter().map(|posting| posting.basis.unwrap().gpu_us).sum();
+    assert!((busy_us - 40_000_000).abs() <= 1);
+    assert!(requests.iter().all(|posting| explained(posting) == Some(posting.costs.effective_cost)));
     let idle = postings.iter().find(|posting| posting.line == Line::IdleReserved).unwrap();
+    assert_eq!(idle.basis.unwrap().terms, None);
     assert_eq!(idle.context, team("platform"));
     assert!(
         postings
             .iter()
-            .all(|posting| &*posting.policy == "roofline/1 headroom=line waste=line" && posting.tier == Some(Tier::B))
+            .all(|posting| &*posting.policy == "roofline/1 headroom=line waste=line sharing=time-sliced fixed=request"
+                && posting.tier == Some(Tier::B))
     );
 }
 
@@ -221,14 +275,184 @@ fn waste_is_a_line_or_spread_and_never_hidden() {
 #[test]
 fn traffic_that_bypassed_the_gateway_is_a_line() {
     let mut case = two_requests();
-    case.engines[0].unobserved_s = Some(20.0);
+    let metered = Counted { prompt_tokens: 5_000.0, generation_tokens: 800.0, ..Counted::default() };
+    let unseen = |engine: &Counted| super::super::counters::unobserved(engine, &metered);
+
+    // Counters that say what was metered: not a picodollar.
+    case.engines[0].unobserved = Some(unseen(&metered));
+    assert_eq!(by_line(&case.run(&Policy::default()), Line::Unobserved), Money::ZERO);
+
+    // The same again past the gateway, at the same time by the engine's own word: half of the busy third is nobody's.
+    let twice = Counted { prompt_tokens: 10_000.0, generation_tokens: 1_600.0, ..Counted::default() };
+    case.engines[0].unobserved = Some(unseen(&twice));
+    let busy = |second: u32| (70..90).contains(&(60 + second));
+    let sample = |second: u32| EngineSample {
+        at_s: f64::from(second) + 0.5,
+        running: Some(if busy(second) { 2.0 } else { 0.0 }),
+        ..EngineSample::default()
+    };
+    case.engines[0].samples = (0..60).map(sample).collect();
     let postings = case.run(&Policy::default());
     assert_eq!(imbalances([case.origin()], &postings), Vec::new());
-    let (seen, unseen) = (by_line(&postings, Line::Request).pico(), by_line(&postings, Line::Unobserved).pico());
-    assert!((seen - unseen).abs() <= 2, "as much unseen as seen");
+    let (seen, unseen_cost) = (by_line(&postings, Line::Request).pico(), by_line(&postings, Line::Unobserved).pico());
+    assert!((seen - unseen_cost).abs() <= 2, "as much unseen as seen");
+    let row = postings.iter().find(|posting| posting.line == Line::Unobserved).unwrap();
+    assert_eq!((row.tier, row.estimated), (Some(Tier::C), true));
+
+    // The same at another time: as long as the engine was seen at work while none of ours ran.
+    case.engines[0].unobserved = Some(unseen(&twice));
+    for sample in &mut case.engines[0].samples {
+        sample.running = Some(if (10.0..40.0).contains(&sample.at_s) { 1.0 } else { 0.0 });
+    }
+    let postings = case.run(&Policy::default());
+    let tenth = case.cost().pico() / 6;
+    assert!((by_line(&postings, Line::Unobserved).pico() - tenth).abs() < tenth / 3, "{postings:#?}");
+
+    // Nothing metered at all: what the tokens come to, and nothing without tokens.
     case.served.clear();
+    case.engines[0].samples.clear();
     let alone = case.run(&Policy::default());
-    assert!((by_line(&alone, Line::Unobserved).pico() - case.cost().pico() / 3).abs() <= 1);
+    assert!(by_line(&alone, Line::Unobserved) > Money::ZERO && by_line(&alone, Line::Request) == Money::ZERO);
+    let more = Counted { generation_tokens: 2_400.0, ..twice };
+    case.engines[0].unobserved = Some(unseen(&more));
+    assert!(by_line(&case.run(&Policy::default()), Line::Unobserved) > by_line(&alone, Line::Unobserved));
+}
+
+#[test]
+fn requests_of_which_only_tokens_are_known_are_tier_c() {
+    let mut case = two_requests();
+    case.served[0].known = Known::Counts;
+    case.served[1].known = Known::Counts;
+    let postings = case.run(&Policy::default());
+    assert_eq!(imbalances([case.origin()], &postings), Vec::new());
+    let paid: Vec<&Posting> = postings.iter().filter(|posting| posting.line == Line::Request).collect();
+    assert!(paid.len() == 2 && paid.iter().all(|posting| posting.tier == Some(Tier::C) && posting.estimated));
+    assert!(paid.iter().all(|posting| explained(posting).is_none()));
+    assert!(paid[1].costs.effective_cost > paid[0].costs.effective_cost && paid[0].costs.effective_cost > Money::ZERO);
+    assert!(by_line(&postings, Line::IdleReserved) > Money::ZERO, "800 tokens do not fill a minute");
+    // All of it in the interval of the arrival, and nothing elsewhere.
+    case.served[0].timeline.arrived = at(130.0);
+    let postings = case.run(&Policy::default());
+    assert_eq!(postings.iter().filter(|posting| posting.line == Line::Request).count(), 1);
+}
+
+#[test]
+fn without_a_model_tokens_divide_and_the_postings_say_so() {
+    let mut case = two_requests();
+    case.engines[0].constants = None;
+    let postings = case.run(&Policy::default());
+    assert_eq!(imbalances([case.origin()], &postings), Vec::new());
+    let paid: Vec<&Posting> = postings.iter().filter(|posting| posting.line == Line::Request).collect();
+    assert!(paid.iter().all(|posting| posting.policy.starts_with("weighted-tokens/1 ")));
+    let ratio = paid[0].costs.effective_cost.pico() as f64 / paid[1].costs.effective_cost.pico() as f64;
+    assert!((ratio - 1_600.0 / 5_000.0).abs() < 1e-6);
+    assert!(
+        (by_line(&postings, Line::Request).pico() - case.cost().pico() / 3).abs() <= 1,
+        "the busy third all the same"
+    );
+}
+
+#[test]
+fn jobs_share_the_gpus_up_to_their_part() {
+    let mut case = two_requests();
+    // A quarter at most for 40 s: the first 10 alone, then 20 beside the engine, then 10 alone.
+    case.jobs = vec![job("tune", "r0", 250_000, 60.0, 100.0)];
+    let postings = case.run(&Policy::default());
+    assert_eq!(imbalances([case.origin()], &postings), Vec::new());
+    let sixth = case.cost().pico() / 6;
+    assert!((by_line(&postings, Line::Job).pico() - sixth).abs() <= 2, "10 of 60 seconds");
+    assert!((by_line(&postings, Line::Request).pico() - case.cost().pico() / 4).abs() <= 2, "15 of 60 seconds");
+    let row = postings.iter().find(|posting| posting.line == Line::Job).unwrap();
+    assert_eq!(row.context.team.as_deref(), Some("research"));
+    assert_eq!(row.context.application.as_deref(), Some("tune"));
+    // Twice told is one job; a job of another pool or replica is none here.
+    case.jobs.push(job("tune", "r0", 250_000, 60.0, 100.0));
+    case.jobs.push(JobFact { pool: "other".into(), ..job("x", "r0", 1_000_000, 60.0, 100.0) });
+    case.jobs.push(job("y", "r9", 1_000_000, 60.0, 100.0));
+    assert_eq!(case.run(&Policy::default()), postings);
+    // Under MPS an engine that demands all of the GPU gets more beside a job that demands a quarter than by turns.
+    case.jobs = vec![job("tune", "r0", 900_000, 60.0, 120.0)];
+    let turns = by_line(&case.run(&Policy::default()), Line::Job);
+    case.jobs[0].share = 500_000;
+    let mps = Policy { sharing: SharingRule::Mps, ..Policy::default() };
+    let side_by_side = case.run(&mps);
+    assert_eq!(imbalances([case.origin()], &side_by_side), Vec::new());
+    assert!(by_line(&side_by_side, Line::Job) < turns);
+    // On a sliced GPU a job can only have run where no slice is.
+    case.engines[0].slice = MigSlice::of_profile("3g.40gb", 10);
+    let sliced = case.run(&Policy::default());
+    assert_eq!(imbalances([case.origin()], &sliced), Vec::new());
+    let left = 1.0 - 0.5 * (3.0 / 7.0 + 0.5);
+    let part = by_line(&sliced, Line::Job).pico() as f64 / case.cost().pico() as f64;
+    assert!((part - 0.5).abs() < 1e-9 && left > 0.5, "{part}");
+}
+
+#[test]
+fn by_demand_the_engine_that_needs_more_gets_more() {
+    let mut case = two_requests();
+    case.engines.push(engine("e1", "r0"));
+    // The same time on both: one decodes as fast as the model says, the other a tenth of that.
+    let fast = served(0, "e0", 70.0, 0.5, 10.0, (1_000, 1_500));
+    case.served = vec![fast, served(1, "e1", 70.0, 0.5, 10.0, (1_000, 150))];
+    let paid = |policy: &Policy| -> Vec<f64> {
+        let postings = case.run(policy);
+        assert_eq!(imbalances([case.origin()], &postings), Vec::new());
+        let requests = postings.iter().filter(|posting| posting.line == Line::Request);
+        requests.map(|posting| posting.costs.effective_cost.pico() as f64).collect()
+    };
+    let turns = paid(&Policy::default());
+    assert!((turns[0] / turns[1] - 1.0).abs() < 1e-6);
+    let mps = paid(&Policy { sharing: SharingRule::Mps, ..Policy::default() });
+    assert!((5.0..15.0).contains(&(mps[0] / mps[1])), "{mps:?}");
+}
+
+#[test]
+fn splitting_a_request_in_two_does_not_raise_a_tenants_part_of_what_is_shared_by_tenants() {
+    let consumer = |name: &str| Context { consumer: Some(name.into()), ..Context::default() };
+    let of = |number: u16, name: &str, tokens: (u32, u32)| Served {
+        context: consumer(name),
+        ..served(number, "e0", 70.0, 0.2, 10.0, tokens)
+    };
+    let mut case = two_requests();
+    let fixed_of = |case: &Case, fixed: FixedRule| -> f64 {
+        let postings = case.run(&Policy { fixed, ..Policy::default() });
+        assert_eq!(imbalances([case.origin()], &postings), Vec::new());
+        let own = postings.iter().filter(|posting| posting.context.consumer.as_deref() == Some("a"));
+        let terms = own.filter_map(|posting| posting.basis?.terms);
+        terms.map(|terms| (terms.overhead + terms.weights).pico() as f64).sum::<f64>() / case.cost().pico() as f64
+    };
+    case.served = vec![of(0, "a", (400, 500)), of(1, "b", (400, 500))];
+    let [by_request, by_tenant] = FixedRule::ALL.map(|fixed| fixed_of(&case, fixed));
+    assert!((by_request - by_tenant).abs() < 1e-9, "one request each: the same");
+    case.served = vec![of(0, "a", (200, 250)), of(2, "a", (200, 250)), of(1, "b", (400, 500))];
+    let [split_by_request, split_by_tenant] = FixedRule::ALL.map(|fixed| fixed_of(&case, fixed));
+    assert!(split_by_request > 1.2 * by_request, "two thirds of the heads");
+    assert!((split_by_tenant / by_tenant - 1.0).abs() < 0.02, "{split_by_tenant} {by_tenant}");
+}
+
+#[test]
+fn an_engines_own_series_gives_the_quality() {
+    let mut case = two_requests();
+    let quality = |case: &Case| {
+        let postings = case.run(&Policy::default());
+        postings.iter().find(|posting| posting.line == Line::Request).unwrap().basis.unwrap().quality
+    };
+    assert_eq!(quality(&case), None, "never compared");
+    let running = |second: u32| match second {
+        10..15 | 20..30 => 1.0,
+        15..20 => 2.0,
+        _ => 0.0,
+    };
+    let sample = |second: u32, running: f64| EngineSample {
+        at_s: f64::from(second) + 0.5,
+        running: Some(running),
+        ..EngineSample::default()
+    };
+    case.engines[0].samples = (0..60).map(|second| sample(second, running(second))).collect();
+    // The second request ends at 90: 75 + 15. From 80 on it is alone.
+    assert_eq!(quality(&case), Some(1_000_000));
+    case.engines[0].samples = (0..60).map(|second| sample(second, 4.0)).collect();
+    assert!(quality(&case).unwrap() < 200_000);
 }
 
 #[test]
@@ -241,19 +465,54 @@ fn missing_capacity_allocates_nothing_and_missing_engines_leave_idle() {
     assert_eq!(case.run(&Policy::default()), Vec::new());
 }
 
+/// Steps of `e0` for part of the minute, some of them lost, some overlapping, some with strangers in them.
+fn any_steps() -> impl Strategy<Value = Vec<EngineStep>> {
+    let one = (1_000i64..900_000, 500u64..1_200_000, 0u32..3, 0u64..4_000, 0u32..6, 0u64..9_000, 1u64..3);
+    (55.0f64..100.0, prop::collection::vec(one, 0..25)).prop_map(|(from, steps)| {
+        let (mut now, mut sequence) = (at(from), 10);
+        let step = |(gap, wall_us, prefill_requests, prefill_tokens, decode_requests, decode_kv_tokens, next)| {
+            now = now.plus_micros(gap);
+            sequence += next;
+            EngineStep {
+                engine: "e0".into(),
+                rank: 0,
+                sequence,
+                at: now,
+                wall_us,
+                prefill_requests,
+                prefill_tokens,
+                prefill_kv_tokens: 0,
+                decode_requests,
+                decode_kv_tokens,
+            }
+        };
+        steps.into_iter().map(step).collect()
+    })
+}
+
+/// Everything at once: slices, jobs, steps, samples, speculation, adapters, requests without times and engines without a
+/// model.
 fn any_case() -> impl Strategy<Value = Case> {
     let span = (0.0f64..100.0, 1.0f64..160.0);
-    let capacities = prop::collection::vec((0usize..3, 1u32..9, span, 0u8..3), 1..5);
-    let one = (0usize..4, 30.0f64..125.0, 0.0f64..5.0, 0.0f64..40.0, (1u32..9_000, 0u32..900));
+    let capacities = prop::collection::vec((0usize..3, 1u32..9, span.clone(), 0u8..3), 1..5);
+    let one = (0usize..4, 30.0f64..125.0, 0.0f64..5.0, 0.0f64..40.0, (1u32..9_000, 0u32..900), 0u8..12);
     let extra = (
         prop::option::of(60.0f64..130.0),
         any::<bool>(),
-        prop::option::of(0.0f64..30.0),
+        prop::option::of((0.0f64..30_000.0, 0.0f64..4_000.0)),
         prop::option::of(0.0f64..30.0),
         prop::option::of(2_000.0f64..50_000.0),
     );
-    (capacities, prop::collection::vec(one, 0..14), extra).prop_map(|(capacities, requests, extra)| {
-        let (ready_at, warm, unobserved_s, peak_gpus, kv_tokens) = extra;
+    let told = (
+        any_steps(),
+        prop::collection::vec((0.0f64..60.0, 0.0f64..6.0), 0..6),
+        prop::option::of((0.0f64..6.0, 0.0f64..6.0)),
+        prop::collection::vec((0usize..3, 0u32..1_100_000, span), 0..3),
+        0u8..4,
+    );
+    (capacities, prop::collection::vec(one, 0..14), extra, told).prop_map(|(capacities, requests, extra, told)| {
+        let (ready_at, warm, bypassing, peak_gpus, kv_tokens) = extra;
+        let (steps, samples, speculation, jobs, unknown) = told;
         let capacity = capacities
             .into_iter()
             .map(|(replica, gpus, (from, length), purchase)| CapacityFact {
@@ -262,40 +521,66 @@ fn any_case() -> impl Strategy<Value = Case> {
                 ..capacity(["r0", "r1", "r2"][replica], gpus, from, from + length)
             })
             .collect();
+        let unobserved = bypassing.map(|(prompt_tokens, generation_tokens)| Counted {
+            prompt_tokens,
+            generation_tokens,
+            ..Counted::default()
+        });
+        let samples = samples
+            .into_iter()
+            .map(|(at_s, running)| EngineSample { at_s, running: Some(running.floor()), ..EngineSample::default() })
+            .collect();
         // Engines 0 and 1 share a replica, 2 has one of its own, and nothing is known of the third replica.
-        let engines = vec![
+        let mut engines = vec![
             Engine {
                 ready_at: ready_at.map(at),
                 limits: Limits { kv_tokens, ..Limits::default() },
+                speculation: speculation.map(|(drafted, accepted)| Speculation { drafted, accepted }),
+                steps,
                 ..engine("e0", "r0")
             },
-            Engine { unobserved_s, slice: warm.then_some(MigSlice { compute: 2, memory: 3 }), ..engine("e1", "r0") },
-            Engine { kept_warm_for: warm.then(|| team("objective")), ..engine("e2", "r1") },
+            Engine { unobserved, slice: warm.then_some(MigSlice { compute: 2, memory: 3 }), ..engine("e1", "r0") },
+            Engine { kept_warm_for: warm.then(|| team("objective")), samples, unobserved, ..engine("e2", "r1") },
         ];
+        if let Some(engine) = engines.get_mut(usize::from(unknown)) {
+            engine.constants = None;
+        }
         let served = requests
             .into_iter()
             .enumerate()
-            .map(|(number, (engine, from, prefill, decode, tokens))| {
-                served(
-                    u16::try_from(number).unwrap(),
-                    ["e0", "e1", "e2", "gone"][engine],
-                    from,
-                    prefill,
-                    decode,
-                    tokens,
-                )
+            .map(|(number, (engine, from, prefill, decode, tokens, kind))| {
+                let number = u16::try_from(number).unwrap();
+                let plain = served(number, ["e0", "e1", "e2", "gone"][engine], from, prefill, decode, tokens);
+                let adapter =
+                    Adapter { model: format!("lora-{}", kind % 2).into(), bytes: 200_000_000, flop_per_token: 1 };
+                Served {
+                    known: if kind < 2 { Known::Counts } else { Known::Timeline },
+                    adapter: (2..5).contains(&kind).then_some(adapter),
+                    context: Context { consumer: Some(format!("c{}", number % 3).into()), ..plain.context },
+                    ..plain
+                }
+            })
+            .collect();
+        let jobs = jobs
+            .into_iter()
+            .map(|(replica, share, (from, length))| {
+                job(&format!("job-{replica}"), ["r0", "r1", "r2"][replica], share, from, from + length)
             })
             .collect();
         let demand = Demand { peak_gpus, headroom: vec![(team("search"), 2.0), (team("support"), 0.5)] };
-        Case { capacity, engines, served, demand }
+        Case { capacity, engines, served, jobs, demand }
     })
 }
 
 fn any_policy() -> impl Strategy<Value = Policy> {
-    (0usize..4, 0usize..3, 0usize..2).prop_map(|(method, headroom, waste)| Policy {
-        method: Method::ALL[method],
-        headroom: HeadroomRule::ALL[headroom],
-        waste: WasteRule::ALL[waste],
+    (0usize..4, 0usize..3, 0usize..2, 0usize..2, 0usize..2).prop_map(|(method, headroom, waste, sharing, fixed)| {
+        Policy {
+            method: Method::ALL[method],
+            headroom: HeadroomRule::ALL[headroom],
+            waste: WasteRule::ALL[waste],
+            sharing: SharingRule::ALL[sharing],
+            fixed: FixedRule::ALL[fixed],
+        }
     })
 }
 
@@ -309,13 +594,23 @@ proptest! {
         let postings = case.run(&policy);
         prop_assert_eq!(imbalances([case.origin()], &postings), Vec::new());
         prop_assert!(postings.iter().all(|posting| posting.costs.effective_cost >= Money::ZERO));
+        prop_assert_eq!(gpu_us(&postings), case.gpu_us());
+        prop_assert!(postings.iter().all(|posting| posting.basis.is_some_and(|basis| basis.gpu_us >= 0)));
+        for posting in &postings {
+            prop_assert!(explained(posting).is_none_or(|sum| sum == posting.costs.effective_cost), "{posting:?}");
+            prop_assert!(posting.tier.is_some());
+        }
         let ids: std::collections::BTreeSet<PostingId> = postings.iter().map(|posting| posting.id).collect();
         prop_assert_eq!(ids.len(), postings.len());
         for posting in postings.iter().filter(|posting| posting.line == Line::Request) {
             let worked = case.served.iter().any(|one| {
                 Some(one.attempt) == posting.attempt
-                    && one.timeline.scheduled < minute().end
-                    && one.timeline.last_token > minute().start
+                    && match one.known {
+                        Known::Counts => minute().contains(one.timeline.arrived),
+                        Known::Timeline => {
+                            one.timeline.scheduled < minute().end && one.timeline.last_token > minute().start
+                        }
+                    }
             });
             prop_assert!(worked, "a request that did no work in the interval has no posting");
         }
@@ -330,6 +625,12 @@ proptest! {
         again.capacity.extend(case.capacity.iter().take(1).cloned());
         again.capacity.reverse();
         again.engines.reverse();
+        again.jobs.reverse();
+        again.jobs.extend(case.jobs.iter().take(1).cloned());
+        for engine in &mut again.engines {
+            engine.steps.reverse();
+            engine.steps.extend(engine.steps.first().cloned());
+        }
         prop_assert_eq!(&again.run(&policy), &postings);
 
         // Late: booked without some facts, then corrected. The sum closes and the rows come out as if all had been there.
@@ -341,6 +642,7 @@ proptest! {
         let mut all = before.clone();
         all.extend(corrected.iter().cloned());
         prop_assert_eq!(imbalances([case.origin()], &all), Vec::new());
+        prop_assert_eq!(gpu_us(&all), case.gpu_us());
         prop_assert_eq!(corrections(&all, &postings), Vec::new());
         prop_assert_eq!(corrections(&before, &before), Vec::new());
     }

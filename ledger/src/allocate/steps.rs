@@ -61,14 +61,38 @@ pub struct Charged {
 /// Shares of one step in the order of its batch, scaled from the model's time to the measured one.
 #[must_use]
 pub fn share_step(replica: &Replica, batch: &[Entry], seconds: f64) -> Vec<Share> {
+    scaled(replica, batch, seconds).0
+}
+
+/// [`share_step`], except that the fixed part (overhead, and the weights that every token meets) goes to the tenants with
+/// requests in the batch first, in equal parts, and then to a tenant's requests. `tenants` has each request's tenant.
+#[must_use]
+pub fn share_step_among(replica: &Replica, batch: &[Entry], tenants: &[u32], seconds: f64) -> Vec<Share> {
+    let mut sizes: BTreeMap<u32, f64> = BTreeMap::new();
+    for tenant in tenants {
+        *sizes.entry(*tenant).or_default() += 1.0;
+    }
+    let (mut shares, weights_s) = scaled(replica, batch, seconds);
+    let overhead_s: f64 = shares.iter().map(|share| share.overhead_s).sum();
+    for (share, tenant) in shares.iter_mut().zip(tenants) {
+        let part = 1.0 / (sizes.len() as f64 * sizes[tenant]);
+        share.overhead_s = overhead_s * part;
+        share.weights_s += weights_s * (part - 1.0 / batch.len() as f64);
+    }
+    shares
+}
+
+/// Shares that add up to `seconds`, and what of them went to the weights that every token meets.
+fn scaled(replica: &Replica, batch: &[Entry], seconds: f64) -> (Vec<Share>, f64) {
     let (fixed, demands) = game(replica, batch);
     let shares = smoothed(fixed, &demands);
     let predicted: f64 = shares.iter().map(Share::total_s).sum();
     if predicted <= 0.0 {
         let equal = seconds / batch.len().max(1) as f64;
-        return vec![Share { overhead_s: equal, ..Share::default() }; batch.len()];
+        return (vec![Share { overhead_s: equal, ..Share::default() }; batch.len()], 0.0);
     }
-    shares.into_iter().map(|share| share.scaled(seconds / predicted)).collect()
+    let scale = seconds / predicted;
+    (shares.into_iter().map(|share| share.scaled(scale)).collect(), fixed.weights_s * scale)
 }
 
 /// Shares of all steps, whatever order they come in and however often.

@@ -19,18 +19,33 @@
 //! does, it is the number of steps that the prefills themselves take: full ones, or a single one for a short prompt.
 //! (Taking the decodes' mean there too would charge them for weights in steps that never ran.)
 //!
+//! What is shared by *some* of the batch needs one integral more for each such group, which stands still while the group's
+//! size does. With `x(t)` the function that all groups share and `n_g` the members of group `g`, its virtual time is
+//! `V_g = integral of x / n_g`; it is brought up to date only when `n_g` changes, and a member pays the difference of `V_g`
+//! at its ends. Adapters are such groups (`x = w_m s / W`, times the seconds of reading the adapter once), and so are tenants
+//! when the fixed part goes to them first: then `n(t)` above is the number of tenants and `x = s / (n W)`.
+//!
+//! An engine that speculates computes `p = 1 + drafted` tokens in a step of a request and delivers `1 + accepted`: its steps
+//! are as many fewer than its tokens, and each computes `p (alpha + beta (k + (p - 1)/2))`. Drafts are charged, kept or not.
+//!
 //! Memory is bounded by what runs at once: requests come in the order in which they were scheduled and leave as parts.
 
+mod groups;
+mod life;
 mod preempt;
+mod stretch;
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
 use super::replica::{Experts, Fixed, Replica};
-use super::share::{Share, memory_bound_fraction};
+use super::share::Share;
 use super::timeline::{EngineTimeline, Limits};
 use crate::step::Work;
+use crate::telemetry::Speculation;
 use crate::time::Timestamp;
+use groups::Groups;
+use stretch::{Integrals, Totals};
 
 /// What one request pays between two cuts.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -82,25 +97,16 @@ enum Phase {
     Recompute,
 }
 
-/// Running integrals of the functions that all requests share.
-#[derive(Debug, Clone, Copy, Default)]
-struct Integrals {
-    heads: f64,
-    memory: f64,
-    memory_t: f64,
-    decode: f64,
-    decode_t: f64,
-    prefill: f64,
-    prefill_t: f64,
-    expert_steps: f64,
-    expert_tokens: f64,
-}
-
 #[derive(Debug, Clone, Copy)]
 struct Slot {
     tag: u64,
     timeline: EngineTimeline,
     phase: Phase,
+    /// Whose it is, and which adapter's; `NONE` for none.
+    tenant: u32,
+    adapter: u32,
+    /// Compute of a new token, its adapter's included.
+    alpha: f64,
     /// Context `a + b t`, `t` from the base.
     a: f64,
     b: f64,
@@ -108,6 +114,9 @@ struct Slot {
     rate: f64,
     since: Integrals,
     since_s: f64,
+    /// The virtual times of its tenant and its adapter when it was last looked at.
+    since_tenant: f64,
+    since_adapter: f64,
     /// Seconds of the phase in which it computes its input.
     computing_s: f64,
     /// Context when preempted.
@@ -119,26 +128,6 @@ struct Slot {
     epoch: u32,
 }
 
-/// Sums over the active requests that give `W(t)`.
-#[derive(Debug, Clone, Copy, Default)]
-struct Totals {
-    decoding: f64,
-    prefilling: f64,
-    decode_rate: f64,
-    decode_a: f64,
-    decode_b: f64,
-    prefill_a: f64,
-    prefill_b: f64,
-    /// Sum of r, and of r k(t).
-    prefill_rate: f64,
-    prefill_ra: f64,
-    prefill_rb: f64,
-    /// Sum of 1 / length of prefill: steps a second when nobody decodes.
-    prefill_turns: f64,
-    /// Tokens that prefilling requests hold in the cache from the start.
-    reserved: f64,
-}
-
 const NONE: u32 = u32::MAX;
 /// Longest stretch that is taken at its middle, in seconds.
 const STRETCH_S: f64 = 5.0;
@@ -147,6 +136,15 @@ const AFRESH_S: f64 = 3_600.0;
 /// A phase shorter than this is no measurement; it is taken as this long so that rates stay finite.
 const PHASE_S_MIN: f64 = 1e-6;
 
+/// What a request has in common with some of the others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Belongs {
+    /// Whose it is, by the caller's number; matters only under [`Sweep::by_tenant`].
+    pub tenant: u32,
+    /// The adapter that it uses, as [`Sweep::adapter`] numbered it.
+    pub adapter: Option<u32>,
+}
+
 /// The sweep over one replica's requests.
 #[derive(Debug, Clone)]
 pub struct Sweep {
@@ -154,6 +152,12 @@ pub struct Sweep {
     alpha: f64,
     beta: f64,
     gamma: f64,
+    /// What the replica reaches of FLOP/s and bytes/s, for adapters.
+    flop_per_s: f64,
+    bytes_per_s: f64,
+    /// Tokens that a decoding request computes and delivers in a step: 1 and 1 without speculation.
+    computed: f64,
+    delivered: f64,
     /// The fixed terms of a step, without experts.
     fixed: Fixed,
     /// The experts and the seconds of reading all of them.
@@ -167,12 +171,16 @@ pub struct Sweep {
     events: BinaryHeap<Reverse<(i64, u32, u32)>>,
     totals: Totals,
     integrals: Integrals,
+    adapters: Groups,
+    /// When the fixed part goes to tenants first.
+    tenants: Option<Groups>,
     /// The decoding requests in the order in which they joined, as a list through the slots; the last is preempted first.
     head: u32,
     tail: u32,
     preempted: VecDeque<u32>,
     preemptions: u64,
     busy_s: f64,
+    predicted_s: f64,
     segments: Option<Vec<Segment>>,
 }
 
@@ -184,12 +192,33 @@ impl Sweep {
         let seen = replica.demand(Work { new_tokens: 1, cached_tokens: 1 });
         // c = alpha p + beta p (k + p/2): the first token alone costs alpha + beta/2, one cached token more costs beta.
         let beta = seen.compute_s - one.compute_s;
+        let gpus = f64::from(replica.gpus);
         Sweep {
             alpha: one.compute_s - beta / 2.0,
             beta,
             gamma: seen.memory_s,
+            flop_per_s: replica.gpu.flop_per_s * gpus * replica.efficiencies.compute,
+            bytes_per_s: replica.gpu.bytes_per_s * gpus * replica.efficiencies.bandwidth,
             fixed: replica.fixed(0.0),
             experts: replica.model.experts.map(|experts| (experts, replica.fixed(f64::INFINITY).experts_s)),
+            ..Sweep::equal_time(limits, base)
+        }
+    }
+
+    /// A sweep to which a step takes the same time whatever is in it: every moment goes in equal parts to the requests that
+    /// run. Needs no model.
+    #[must_use]
+    pub fn equal_time(limits: Limits, base: Timestamp) -> Sweep {
+        Sweep {
+            alpha: 0.0,
+            beta: 0.0,
+            gamma: 0.0,
+            flop_per_s: f64::INFINITY,
+            bytes_per_s: f64::INFINITY,
+            computed: 1.0,
+            delivered: 1.0,
+            fixed: Fixed { overhead_s: 1.0, ..Fixed::default() },
+            experts: None,
             limits,
             base,
             now_us: 0,
@@ -199,11 +228,14 @@ impl Sweep {
             events: BinaryHeap::new(),
             totals: Totals::default(),
             integrals: Integrals::default(),
+            adapters: Groups::default(),
+            tenants: None,
             head: NONE,
             tail: NONE,
             preempted: VecDeque::new(),
             preemptions: 0,
             busy_s: 0.0,
+            predicted_s: 0.0,
             segments: None,
         }
     }
@@ -215,8 +247,40 @@ impl Sweep {
         self
     }
 
+    /// An engine that drafts tokens: more computed in a step, and more delivered.
+    #[must_use]
+    pub fn speculating(mut self, speculation: Option<Speculation>) -> Sweep {
+        let Speculation { drafted, accepted } = speculation.unwrap_or_default();
+        let drafted = if drafted.is_finite() { drafted.max(0.0) } else { 0.0 };
+        self.computed = 1.0 + drafted;
+        // Not a clamp, whose bounds must not be NaN: what is accepted was drafted.
+        self.delivered = 1.0 + accepted.max(0.0).min(drafted);
+        self
+    }
+
+    /// Divides the fixed part of each step among tenants first and then among a tenant's requests.
+    #[must_use]
+    pub fn by_tenant(mut self) -> Sweep {
+        self.tenants = Some(Groups::default());
+        self
+    }
+
+    /// A number for an adapter of `bytes` whose every new token costs `flop_per_token`.
+    #[must_use]
+    pub fn adapter(&mut self, bytes: f64, flop_per_token: f64) -> u32 {
+        self.adapters.with(bytes / self.bytes_per_s, flop_per_token / self.flop_per_s)
+    }
+
     /// Takes the next request. Requests must come in the order of `scheduled`; one that comes late starts now.
     pub fn push(&mut self, tag: u64, timeline: &EngineTimeline, emit: &mut impl FnMut(Part)) {
+        self.push_of(tag, timeline, Belongs::default(), emit);
+    }
+
+    /// Takes the next request, as [`push`](Sweep::push) does, of a tenant or with an adapter.
+    ///
+    /// # Panics
+    /// When the adapter has no number here: a bug of ours.
+    pub fn push_of(&mut self, tag: u64, timeline: &EngineTimeline, of: Belongs, emit: &mut impl FnMut(Part)) {
         let timeline = timeline.ordered();
         self.advance(timeline.scheduled, emit);
         if self.now_s > AFRESH_S {
@@ -230,11 +294,16 @@ impl Sweep {
             tag,
             timeline,
             phase: Phase::Prefill,
+            tenant: of.tenant,
+            adapter: of.adapter.unwrap_or(NONE),
+            alpha: self.alpha + of.adapter.map_or(0.0, |adapter| self.adapters.token_s(adapter)),
             a: f64::from(timeline.cached_tokens) - rate * start_s,
             b: rate,
             rate,
             since: self.integrals,
             since_s: start_s,
+            since_tenant: 0.0,
+            since_adapter: 0.0,
             computing_s: length_s,
             held: 0.0,
             part: Part { tag, ..Part::default() },
@@ -254,10 +323,9 @@ impl Sweep {
                 u32::try_from(self.slots.len() - 1).expect("fewer than four billion requests run at once")
             }
         };
-        let slot = &self.slots[at as usize];
-        self.totals.add(slot, 1.0);
         let first_us = self.micros(timeline.first_token).max(self.now_us + 1);
-        self.events.push(Reverse((first_us, at, slot.epoch)));
+        self.events.push(Reverse((first_us, at, self.slots[at as usize].epoch)));
+        self.enter(at as usize);
     }
 
     /// Moves time to `until`; every request that ends before it is emitted. Time never goes back.
@@ -304,20 +372,21 @@ impl Sweep {
             self.base = self.base.plus_micros(by_us);
             (self.now_us, self.now_s) = (0, 0.0);
             self.integrals = Integrals::default();
+            self.adapters.begin_afresh();
+            self.tenants.iter_mut().for_each(Groups::begin_afresh);
             for &index in &held {
                 let slot = &mut self.slots[index];
                 slot.a += slot.b * by_s;
                 slot.since = Integrals::default();
-                slot.since_s = 0.0;
+                (slot.since_s, slot.since_tenant, slot.since_adapter) = (0.0, 0.0, 0.0);
             }
             let events = std::mem::take(&mut self.events).into_vec();
             self.events =
                 events.into_iter().map(|Reverse((at, slot, epoch))| Reverse((at - by_us, slot, epoch))).collect();
         }
-        let mut totals = Totals::default();
+        let mut totals = Totals::of_adapters(self.adapters.read_once_s());
         for &index in &held {
-            let slot = &self.slots[index];
-            totals.add(slot, 1.0);
+            totals.add(&self.slots[index], 1.0);
         }
         self.totals = totals;
     }
@@ -342,6 +411,13 @@ impl Sweep {
     #[must_use]
     pub fn busy_s(&self) -> f64 {
         self.busy_s
+    }
+
+    /// Seconds that the model predicts for all steps so far: over [`busy_s`](Sweep::busy_s), what the engine demands of the
+    /// replica when it has it to itself.
+    #[must_use]
+    pub fn predicted_s(&self) -> f64 {
+        self.predicted_s
     }
 
     /// Preemptions that the cache's size made necessary so far.
@@ -370,254 +446,6 @@ impl Sweep {
 
     fn micros(&self, at: Timestamp) -> i64 {
         at.micros().saturating_sub(self.base.micros())
-    }
-
-    /// The next event of the request in slot `at`.
-    fn happen(&mut self, at: u32, epoch: u32, emit: &mut impl FnMut(Part)) {
-        let index = at as usize;
-        if self.slots[index].epoch != epoch {
-            return;
-        }
-        self.settle(index);
-        match self.slots[index].phase {
-            Phase::Prefill => {
-                self.leave(index);
-                self.start_decode(at, emit);
-            }
-            Phase::Recompute if self.slots[index].timeline.last_token > self.base.plus_micros(self.now_us) => {
-                let held = self.slots[index].held;
-                self.leave(index);
-                self.join_decode(at, held);
-            }
-            Phase::Preempted => {
-                // Its last token is there, so it cannot have been out: the reconstruction was wrong, the time is not charged.
-                self.preempted.retain(|&other| other != at);
-                self.release(at, emit);
-            }
-            Phase::Decode | Phase::Recompute => {
-                self.leave(index);
-                if self.slots[index].phase == Phase::Decode {
-                    self.unlink(at);
-                }
-                self.release(at, emit);
-            }
-        }
-        self.resume_what_fits();
-    }
-
-    fn start_decode(&mut self, at: u32, emit: &mut impl FnMut(Part)) {
-        let slot = &self.slots[at as usize];
-        let timeline = slot.timeline;
-        if timeline.output_tokens < 2 || self.micros(timeline.last_token) <= self.now_us {
-            self.release(at, emit);
-            return;
-        }
-        self.join_decode(at, f64::from(timeline.input_tokens));
-    }
-
-    /// Puts a request into the batch as decoding, with `context` tokens in the cache now.
-    fn join_decode(&mut self, at: u32, context: f64) {
-        let now_s = self.now_s;
-        let slot = &mut self.slots[at as usize];
-        let length_s = (slot.timeline.last_token.micros() - slot.timeline.first_token.micros()) as f64 * 1e-6;
-        slot.rate = f64::from(slot.timeline.output_tokens - 1) / length_s.max(PHASE_S_MIN);
-        slot.phase = Phase::Decode;
-        slot.b = slot.rate;
-        slot.a = context - slot.b * now_s;
-        slot.epoch = slot.epoch.wrapping_add(1);
-        let event = Reverse((slot.timeline.last_token.micros() - self.base.micros(), at, slot.epoch));
-        slot.since = self.integrals;
-        slot.since_s = now_s;
-        self.totals.add(&self.slots[at as usize], 1.0);
-        self.events.push(event);
-        self.link(at);
-    }
-
-    fn leave(&mut self, index: usize) {
-        let slot = &self.slots[index];
-        self.totals.add(slot, -1.0);
-        if self.totals.decoding + self.totals.prefilling < 0.5 {
-            self.totals = Totals::default();
-        }
-    }
-
-    fn release(&mut self, at: u32, emit: &mut impl FnMut(Part)) {
-        let slot = &mut self.slots[at as usize];
-        slot.epoch = slot.epoch.wrapping_add(1);
-        emit(Part { ended: true, ..slot.part });
-        self.free.push(at);
-    }
-
-    fn link(&mut self, at: u32) {
-        let last = self.tail;
-        self.slots[at as usize].previous = last;
-        self.slots[at as usize].next = NONE;
-        if last == NONE {
-            self.head = at;
-        } else {
-            self.slots[last as usize].next = at;
-        }
-        self.tail = at;
-    }
-
-    fn unlink(&mut self, at: u32) {
-        let Slot { previous, next, .. } = self.slots[at as usize];
-        if previous == NONE {
-            self.head = next;
-        } else {
-            self.slots[previous as usize].next = next;
-        }
-        if next == NONE {
-            self.tail = previous;
-        } else {
-            self.slots[next as usize].previous = previous;
-        }
-    }
-
-    /// Books what the request in `index` owes since it was last looked at.
-    fn settle(&mut self, index: usize) {
-        let (now, now_s) = (self.integrals, self.now_s);
-        let slot = &mut self.slots[index];
-        let since = std::mem::replace(&mut slot.since, now);
-        let from_s = std::mem::replace(&mut slot.since_s, now_s);
-        if slot.phase == Phase::Preempted {
-            slot.part.preempted_s += now_s - from_s;
-            return;
-        }
-        let heads = now.heads - since.heads;
-        let memory = slot.a * (now.memory - since.memory) + slot.b * (now.memory_t - since.memory_t);
-        let (compute, expert) = match slot.phase {
-            Phase::Decode => {
-                let (flat, grown) = (now.decode - since.decode, now.decode_t - since.decode_t);
-                (
-                    self.alpha * flat + self.beta * (slot.a * flat + slot.b * grown),
-                    now.expert_steps - since.expert_steps,
-                )
-            }
-            _ => {
-                let (flat, grown) = (now.prefill - since.prefill, now.prefill_t - since.prefill_t);
-                let own = self.alpha * flat + self.beta * (slot.a * flat + slot.b * grown);
-                (slot.rate * own, slot.rate * (now.expert_tokens - since.expert_tokens))
-            }
-        };
-        let share = Share {
-            overhead_s: self.fixed.overhead_s * heads,
-            weights_s: self.fixed.weights_s * heads + expert,
-            memory_s: self.gamma * memory,
-            compute_s: compute,
-        };
-        if slot.phase == Phase::Recompute {
-            slot.part.waste_s += share.total_s();
-        } else {
-            slot.part.share += share;
-        }
-    }
-
-    /// Moves the integrals to `until_us`.
-    fn integrate(&mut self, until_us: i64) {
-        let until_s = until_us as f64 * 1e-6;
-        if self.totals.decoding + self.totals.prefilling > 0.5 || self.segments.is_some() {
-            while self.now_s < until_s {
-                let stop = until_s.min(self.now_s + STRETCH_S);
-                self.stretch(self.now_s, stop);
-                self.now_s = stop;
-            }
-        }
-        if until_us > self.now_us {
-            self.now_us = until_us;
-            self.now_s = until_s;
-        }
-    }
-
-    /// One stretch, taken at its middle. Contexts grow linearly, so the shares' own integrals are exact there.
-    fn stretch(&mut self, from_s: f64, until_s: f64) {
-        let (dt, t) = (until_s - from_s, 0.5 * (from_s + until_s));
-        let totals = &self.totals;
-        let heads = totals.decoding + totals.prefilling;
-        let decode_context = (totals.decode_a + totals.decode_b * t).max(0.0);
-        let prefill_context = (totals.prefill_a + totals.prefill_b * t).max(0.0);
-        let prefill_compute =
-            self.alpha * totals.prefill_rate + self.beta * (totals.prefill_ra + totals.prefill_rb * t).max(0.0);
-        let steps_per_s = if totals.prefilling > 0.5 {
-            (totals.prefill_rate / self.limits.step_tokens_max).max(totals.prefill_turns / totals.prefilling)
-        } else if totals.decoding > 0.5 {
-            totals.decode_rate / totals.decoding
-        } else {
-            0.0
-        };
-        if let Some(segments) = &mut self.segments {
-            segments.push(Segment {
-                from_s,
-                until_s,
-                decoding: totals.decoding,
-                prefilling: totals.prefilling,
-                preempted: self.preempted.len() as f64,
-                kv_tokens: totals.decode_a
-                    + totals.decode_b * t
-                    + totals.reserved
-                    + heads * self.limits.block_tokens / 2.0,
-                decode_context,
-                prefill_tokens_per_s: totals.prefill_rate,
-                prefill_compute,
-                steps_per_s,
-            });
-        }
-        if heads < 0.5 {
-            return;
-        }
-        self.busy_s += dt;
-        let mut fixed = self.fixed;
-        let mut tokens_per_step = 1.0;
-        if let Some((experts, all_s)) = self.experts {
-            tokens_per_step = totals.decoding + totals.prefill_rate / steps_per_s.max(f64::MIN_POSITIVE);
-            fixed.experts_s = all_s * experts.touched(tokens_per_step);
-        }
-        let compute = steps_per_s * (self.alpha * totals.decoding + self.beta * decode_context) + prefill_compute;
-        let memory = steps_per_s * self.gamma * (decode_context + prefill_context);
-        let read_once = steps_per_s * fixed.read_once_s();
-        let tau = fixed.overlap * memory_bound_fraction(read_once, memory, compute);
-        let (of_memory, of_compute) = (1.0 - fixed.overlap + tau, 1.0 - tau);
-        let all = steps_per_s * fixed.overhead_s + read_once + of_memory * memory + of_compute * compute;
-        let scale = dt / all.max(f64::MIN_POSITIVE);
-        let integrals = &mut self.integrals;
-        integrals.heads += steps_per_s / heads * scale;
-        integrals.memory += of_memory * steps_per_s * scale;
-        integrals.memory_t += of_memory * steps_per_s * scale * t;
-        integrals.decode += of_compute * steps_per_s * scale;
-        integrals.decode_t += of_compute * steps_per_s * scale * t;
-        integrals.prefill += of_compute * scale;
-        integrals.prefill_t += of_compute * scale * t;
-        if fixed.experts_s > 0.0 {
-            let a_token = fixed.experts_s / tokens_per_step * scale;
-            integrals.expert_steps += a_token * steps_per_s;
-            integrals.expert_tokens += a_token;
-        }
-    }
-}
-
-impl Totals {
-    /// Adds (`sign` 1) or takes away (`sign` -1) what one request brings to the batch in its present phase.
-    fn add(&mut self, slot: &Slot, sign: f64) {
-        match slot.phase {
-            Phase::Decode => {
-                self.decoding += sign;
-                self.decode_rate += sign * slot.rate;
-                self.decode_a += sign * slot.a;
-                self.decode_b += sign * slot.b;
-            }
-            Phase::Prefill | Phase::Recompute => {
-                self.prefilling += sign;
-                self.prefill_a += sign * slot.a;
-                self.prefill_b += sign * slot.b;
-                self.prefill_rate += sign * slot.rate;
-                self.prefill_ra += sign * slot.rate * slot.a;
-                self.prefill_rb += sign * slot.rate * slot.b;
-                self.prefill_turns += sign / slot.computing_s.max(PHASE_S_MIN);
-                let held = if slot.phase == Phase::Prefill { f64::from(slot.timeline.input_tokens) } else { slot.held };
-                self.reserved += sign * held;
-            }
-            Phase::Preempted => {}
-        }
     }
 }
 

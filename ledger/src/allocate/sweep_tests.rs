@@ -7,6 +7,7 @@ use crate::allocate::fit::{Fit, Observed};
 use crate::allocate::measured::{self, Run};
 use crate::allocate::quality::{EngineSample, Quality, compare, decode_observations};
 use crate::allocate::shape::Model;
+use crate::allocate::share::memory_bound_fraction;
 use crate::allocate::timeline::whole_micros;
 use crate::step::{GpuSheet, ModelShape};
 

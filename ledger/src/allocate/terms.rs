@@ -1,9 +1,9 @@
 //! What a request's amount is made of: the seconds behind it, and the amount itself divided by term.
 
-use super::policy::Method;
+use super::policy::{Method, Policy};
 use super::pool::{Engine, Served};
+use super::reconstruct::{in_order, reconstruct};
 use super::share::Share;
-use super::sweep::{Part, Sweep};
 use super::timeline::EngineTimeline;
 use crate::id::AttemptId;
 use crate::money::{Money, MoneyError};
@@ -36,18 +36,18 @@ pub const fn names(method: Method) -> &'static [&'static str] {
     }
 }
 
-/// What each request of `engine` that ran within `span` used, in the order in which they were scheduled. `served` holds
-/// every request once.
+/// What each request of `engine` that ran within `span` used by its timeline, in the order in which they were scheduled.
+/// `served` holds every request once. Without constants the seconds are zero and tokens are all there is.
 #[must_use]
 pub fn used(engine: &Engine, served: &[Served], span: Period, method: Method) -> Vec<Used> {
-    let own: Vec<&Served> = served.iter().filter(|one| one.engine == engine.name).collect();
+    let own: Vec<(usize, &Served)> = served.iter().enumerate().filter(|(_, one)| one.engine == engine.name).collect();
     let order = in_order(&own, span);
-    let model = parts_within(engine, &order, span, Method::Roofline);
+    let model = reconstruct(engine, &order, &[span], &Policy::default(), None).parts;
     order
         .iter()
         .zip(model)
-        .map(|((timeline, one), part)| {
-            let [input, output] = tokens_within(timeline, span);
+        .map(|(ran, part)| {
+            let [input, output] = tokens_within(&ran.timeline, span);
             let Share { overhead_s, weights_s, memory_s, compute_s } = part.share;
             let counted = match method {
                 Method::Roofline => [overhead_s, weights_s, memory_s, compute_s],
@@ -55,7 +55,7 @@ pub fn used(engine: &Engine, served: &[Served], span: Period, method: Method) ->
                 Method::EqualTime => [1.0, 0.0, 0.0, 0.0],
             };
             Used {
-                attempt: one.attempt,
+                attempt: ran.served.attempt,
                 tokens: [input, output],
                 share: part.share,
                 waste_s: part.waste_s,
@@ -82,51 +82,6 @@ impl Used {
     }
 }
 
-/// Requests in the order in which they were scheduled, those that ran within `span`.
-pub(super) fn in_order<'a>(served: &[&'a Served], span: Period) -> Vec<(EngineTimeline, &'a Served)> {
-    let mut order: Vec<(EngineTimeline, &Served)> = served
-        .iter()
-        .map(|one| (one.timeline.ordered(), *one))
-        .filter(|(timeline, _)| timeline.scheduled < span.end && span.start < timeline.last_token)
-        .collect();
-    order.sort_by_key(|(timeline, one)| (timeline.scheduled, one.attempt));
-    order
-}
-
-/// What each request of `order` used within `span`, in that order.
-pub(super) fn parts_within(
-    engine: &Engine,
-    order: &[(EngineTimeline, &Served)],
-    span: Period,
-    method: Method,
-) -> Vec<Part> {
-    let mut sums = vec![Part::default(); order.len()];
-    let Some(base) = order.first().map(|(timeline, _)| timeline.scheduled) else { return sums };
-    let mut within = false;
-    let constants = if method == Method::EqualTime { engine.constants.overhead_only() } else { engine.constants };
-    let mut running = Sweep::new(constants, engine.limits, base);
-    let emit = |sums: &mut Vec<Part>, within: bool, part: Part| {
-        if let Some(sum) = usize::try_from(part.tag).ok().and_then(|tag| sums.get_mut(tag)).filter(|_| within) {
-            sum.share += part.share;
-            sum.waste_s += part.waste_s;
-            sum.preempted_s += part.preempted_s;
-        }
-    };
-    // What happened before the interval belongs to the interval before; the state at its start does not.
-    for (tag, (timeline, _)) in order.iter().enumerate() {
-        if !within && timeline.scheduled >= span.start {
-            running.cut(span.start, &mut |part| emit(&mut sums, false, part));
-            within = true;
-        }
-        running.push(tag as u64, timeline, &mut |part| emit(&mut sums, within, part));
-    }
-    if !within {
-        running.cut(span.start, &mut |part| emit(&mut sums, false, part));
-    }
-    running.cut(span.end, &mut |part| emit(&mut sums, true, part));
-    sums
-}
-
 /// Input and output tokens of a request within a span, its phases taken as even.
 pub(super) fn tokens_within(timeline: &EngineTimeline, span: Period) -> [f64; 2] {
     let part = |start: Timestamp, end: Timestamp| {
@@ -146,6 +101,7 @@ pub(super) fn tokens_within(timeline: &EngineTimeline, span: Period) -> [f64; 2]
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::allocate::pool::Known;
     use crate::allocate::replica::Replica;
     use crate::allocate::timeline::Limits;
     use crate::context::Context;
@@ -159,12 +115,15 @@ mod tests {
             name: "e".into(),
             replica: "r".into(),
             model: None,
-            constants: Replica::unfitted(ModelShape::LLAMA_3_1_8B.into(), GpuSheet::H100, 1),
+            constants: Some(Replica::unfitted(ModelShape::LLAMA_3_1_8B.into(), GpuSheet::H100, 1)),
             limits: Limits::default(),
             slice: None,
+            speculation: None,
             ready_at: None,
             kept_warm_for: None,
-            unobserved_s: None,
+            unobserved: None,
+            samples: Vec::new(),
+            steps: Vec::new(),
         };
         let served = Served {
             attempt: AttemptId { request: RequestId::new(at(0), [1; 10]), number: 0 },
@@ -179,6 +138,8 @@ mod tests {
                 cached_tokens: 0,
                 output_tokens: 500,
             },
+            known: Known::Timeline,
+            adapter: None,
             estimated: false,
             observed_at: at(10),
         };

@@ -11,10 +11,10 @@ use crate::step::{GpuSheet, ModelShape, Work};
 use crate::time::Timestamp;
 
 /// A request to simulate: arrival in seconds, input and output tokens.
-type Job = (f64, u32, u32);
+pub(super) type Job = (f64, u32, u32);
 
 /// A first-come-first-served engine with chunked prefill: decodes first, the rest of the step's tokens to prefills.
-fn simulate(replica: &Replica, jobs: &[Job]) -> (Vec<Step>, Vec<EngineTimeline>) {
+pub(super) fn simulate(replica: &Replica, jobs: &[Job]) -> (Vec<Step>, Vec<EngineTimeline>) {
     const STEP_TOKENS: u32 = 2_048;
     let moment = |seconds: f64| Timestamp::from_micros(whole_micros(seconds));
     let mut timelines: Vec<EngineTimeline> = jobs
@@ -82,7 +82,7 @@ fn simulate(replica: &Replica, jobs: &[Job]) -> (Vec<Step>, Vec<EngineTimeline>)
 }
 
 /// Two kinds of users: long documents with short answers, short questions with long answers.
-fn jobs(count: u32, gap_s: f64) -> Vec<Job> {
+pub(super) fn jobs(count: u32, gap_s: f64) -> Vec<Job> {
     (0..count)
         .map(|i| {
             let arrived = f64::from(i) * gap_s + f64::from(i * 7_919 % 101) / 101.0 * gap_s;
@@ -96,7 +96,7 @@ fn jobs(count: u32, gap_s: f64) -> Vec<Job> {
         .collect()
 }
 
-fn misallocation(truth: &[f64], other: &[f64]) -> f64 {
+pub(super) fn misallocation(truth: &[f64], other: &[f64]) -> f64 {
     let (a, b): (f64, f64) = (truth.iter().sum(), other.iter().sum());
     truth.iter().zip(other).map(|(x, y)| (x / a - y / b).abs()).sum::<f64>() / 2.0
 }

@@ -103,14 +103,17 @@ pub fn run(options: &Options, bars: &dyn Fn(&str) -> indicatif::ProgressBar) -> 
         name: ENGINE.into(),
         replica: ENGINE.into(),
         model: options.model.as_ref().or(meta.model.as_ref()).map(|model| model.as_str().into()),
-        constants,
+        constants: Some(constants),
         limits,
         slice: None,
+        speculation: None,
         ready_at: None,
         kept_warm_for: None,
-        unobserved_s: None,
+        unobserved: None,
+        samples: Vec::new(),
+        steps: Vec::new(),
     };
-    let (origin, postings) = book(options, &engine, &requests.served, window)?;
+    let (origin, postings) = book(options, &engine, constants.gpu.name, &requests.served, window)?;
     let key = Origin::Pool { pool: options.pool.as_str().into(), start: window.start };
     let closed = imbalances([(key, origin)], &postings).is_empty();
     let used = used(&engine, &requests.served, window, options.method);
@@ -206,6 +209,7 @@ fn window(options: &Options, requests: &Requests) -> anyhow::Result<Period> {
 fn book(
     options: &Options,
     engine: &Engine,
+    gpu: &str,
     served: &[Served],
     window: Period,
 ) -> anyhow::Result<(Money, Vec<Posting>)> {
@@ -214,7 +218,7 @@ fn book(
         replica: engine.replica.clone(),
         deployment: None,
         owner: None,
-        gpu: engine.constants.gpu.name.into(),
+        gpu: gpu.into(),
         gpus: options.gpus,
         rate: options.rate,
         purchase: PurchaseOption::OnDemand,
@@ -226,6 +230,7 @@ fn book(
         capacity: std::slice::from_ref(&capacity),
         engines: std::slice::from_ref(engine),
         served,
+        jobs: &[],
         demand: &Demand::default(),
     };
     let policy = Policy { method: options.method, ..Policy::default() };

@@ -7,7 +7,7 @@ use std::io::BufReader;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use ledger::allocate::pool::Served;
+use ledger::allocate::pool::{Known, Served};
 use ledger::allocate::quality::EngineSample;
 use ledger::allocate::timeline::EngineTimeline;
 use ledger::{Attempt, Context, Label, Timestamp};
@@ -134,8 +134,8 @@ fn served(attempt: &Attempt, context: Context) -> Served {
         context,
         engine: ENGINE.into(),
         timeline: EngineTimeline {
-            arrived: at(timeline.admitted_us),
-            scheduled: at(timeline.sent_us),
+            arrived: at(timeline.sent_us),
+            scheduled: at(timeline.sent_us.zip(timeline.queued_us).map(|(sent, queued)| sent.saturating_add(queued))),
             first_token: at(timeline.first_token_us),
             last_token,
             input_tokens: tokens(attempt.usage.input_tokens()),
@@ -143,6 +143,8 @@ fn served(attempt: &Attempt, context: Context) -> Served {
             output_tokens: tokens(attempt.usage.output_tokens()),
         }
         .ordered(),
+        known: Known::Timeline,
+        adapter: None,
         estimated: false,
         observed_at: last_token,
     }
@@ -154,7 +156,7 @@ fn check_clocks(file: &Path, line: u64, name: &str, attempt: &Attempt) -> anyhow
     if attempt.timeline.received_at.micros() > WALL_CLOCK_US_MAX {
         bail!("{}: arrival_time lies after the year 2100; is it in milliseconds? It has to be in seconds", at());
     }
-    let handover_us = attempt.timeline.admitted_us.unwrap_or(0);
+    let handover_us = attempt.timeline.sent_us.unwrap_or(0);
     if handover_us > HANDOVER_US_MAX {
         bail!(
             "{}: queued_ts is {} h after arrival_time where others were queued at once; the lines mix the clocks of several \

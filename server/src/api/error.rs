@@ -53,6 +53,11 @@ impl ApiError {
         ApiError { status: StatusCode::NOT_FOUND, code: "not_found", message: message.into() }
     }
 
+    /// It cannot be done now.
+    pub fn unavailable(message: impl Into<String>) -> ApiError {
+        ApiError { status: StatusCode::SERVICE_UNAVAILABLE, code: "unavailable", message: message.into() }
+    }
+
     /// It took too long.
     pub fn timed_out() -> ApiError {
         let message = "the answer took too long; ask for less".to_owned();

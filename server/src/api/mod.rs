@@ -2,6 +2,7 @@
 
 mod auth;
 mod error;
+mod fleet;
 mod handlers;
 mod parameters;
 
@@ -12,7 +13,8 @@ use arc_swap::ArcSwap;
 use axum::Router;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
+use ::fleet::otlp::Receiver;
 use gateway::Gateway;
 use ledger::Clock;
 use ledger::price::PriceBook;
@@ -23,6 +25,9 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::declared::Declared;
+use crate::facts::Facts;
+use crate::telemetry::Status;
 use crate::wiring::Shutdown;
 use crate::{live, metrics};
 
@@ -41,6 +46,14 @@ pub struct State {
     pub token: Option<Arc<str>>,
     /// Where time comes from.
     pub clock: Arc<dyn Clock>,
+    /// GPUs, engines and jobs as they are declared.
+    pub declared: Arc<Declared>,
+    /// What telemetry last said, and what it lacks.
+    pub telemetry: Status,
+    /// Where facts go.
+    pub facts: Facts,
+    /// Takes spans, when the configuration says so.
+    pub spans: Option<Receiver>,
     /// Answers that many ask for at once.
     pub cache: Cache,
 }
@@ -106,6 +119,10 @@ fn documented() -> OpenApiRouter<State> {
         .routes(routes!(handlers::attempt))
         .routes(routes!(handlers::postings))
         .routes(routes!(handlers::pools))
+        .routes(routes!(fleet::capacity, fleet::capacity_event))
+        .routes(routes!(fleet::jobs, fleet::job_event))
+        .routes(routes!(fleet::engines))
+        .routes(routes!(fleet::gpus))
         .routes(routes!(handlers::verify))
         .routes(routes!(handlers::keys))
         .routes(routes!(handlers::prices))
@@ -127,6 +144,7 @@ fn router(state: State) -> Router {
     let (api, _) = documented().split_for_parts();
     api.route("/api/v1/openapi.json", get(|| async { axum::Json(openapi()) }))
         .route("/metrics", get(metrics::page))
+        .route("/v1/traces", any(spans))
         // Who may ask: the token, or nobody but this machine.
         .route_layer(middleware::from_fn_with_state(state.clone(), auth::required))
         // Outside of it: the page has no figures of its own, and health is for probes.
@@ -140,6 +158,14 @@ fn router(state: State) -> Router {
         // No query may hold a connection for ever.
         .layer(middleware::from_fn(within_time))
         .with_state(state)
+}
+
+/// Spans over OTLP/HTTP, answered in the protocol's own words.
+async fn spans(axum::extract::State(state): axum::extract::State<State>, request: axum::extract::Request) -> Response {
+    match &state.spans {
+        Some(receiver) => receiver.serve(request).await.map(axum::body::Body::new),
+        None => ApiError::not_found("spans are not taken; set telemetry.otlp = true").into_response(),
+    }
 }
 
 async fn within_time(request: axum::extract::Request, next: middleware::Next) -> Response {

@@ -21,6 +21,9 @@ pub async fn run(app: &App) -> anyhow::Result<ExitCode> {
     if !wrong.is_empty() {
         bail!("{}", wrong.join("; "));
     }
+    for warning in crate::config::warnings(&loaded.config) {
+        tracing::warn!("{warning}");
+    }
     let server = Server::start(&app.global.data_dir(), loaded, Arc::new(SystemClock)).await?;
     tracing::info!(gateway = %server.gateway_address, admin = %server.admin_address, "serving");
     let (switch, shutdown) = Shutdown::new();

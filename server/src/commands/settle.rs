@@ -1,31 +1,81 @@
-//! `farthing settle`: books pool cost that nothing has booked yet.
+//! `farthing settle`: allocates pool cost that is not settled, or not as its facts are now.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use ledger::Period;
 use serde_json::json;
 
 use super::App;
-use crate::{books, clock, pools, render};
+use crate::cli::Settle;
+use crate::commands::{FOUND_WRONG, progress};
+use crate::config::price_book;
+use crate::settlement::{self, Fresh, Late, Rules, Settled, Statement, imported::Assumed};
+use crate::{books, clock, render};
 
-/// Settles every minute that has ended.
+/// Settles every minute of the time that was asked for.
 ///
 /// # Errors
 /// When a server is writing to the ledger, which settles by itself, or the ledger cannot be written.
-pub async fn run(app: &App) -> anyhow::Result<ExitCode> {
+pub async fn run(app: &App, options: &Settle) -> anyhow::Result<ExitCode> {
+    let window = options.span.period().map_err(anyhow::Error::msg)?;
     let loaded = app.load()?;
     let data = app.global.data_dir();
     books::read(&data).await?;
-    let (store, ..) = books::write(&data, &loaded).await?;
+    let (store, governance, _) = books::write(&data, &loaded).await?;
+    let rules = Arc::new(Rules::of(&loaded.config));
+    let prices = price_book(&loaded.config, governance.price_map.as_ref());
     let now = clock::now();
-    let settled = pools::settle(&store, Vec::new(), ledger::Period { end: now, ..ledger::Period::ALL }, now).await?;
+
+    let ended = Period { end: window.end.min(now), ..window };
+    let calls = settlement::take_calls(&store, &rules, &prices, &[], &Late::default(), ended, now).await?;
+    let session = store.session().await?;
+    let assumed = settlement::imported::assumed(&session, &loaded, &rules, window, now).await?;
+    let fresh = Fresh { facts: assumed.facts.clone(), running: Vec::new() };
+    let minutes = settlement::minutes_of(&session, window, &fresh).await?;
+    let bar = progress("settling {wide_bar} {pos}/{len} minutes {eta}");
+    let settled = settlement::settle(&store, &rules, &minutes, fresh, now, &bar).await;
+    bar.finish_and_clear();
+    let settled = Settled { calls, ..settled? };
     store.flush(now).await?;
+
+    let statements = settlement::statements(&store.session().await?, window).await?;
+    say(app, &settled, &assumed, &statements)?;
+    Ok(if statements.iter().all(|pool| pool.balanced) { ExitCode::SUCCESS } else { FOUND_WRONG })
+}
+
+fn say(app: &App, settled: &Settled, assumed: &Assumed, statements: &[Statement]) -> anyhow::Result<()> {
     if app.global.json {
-        render::say_json(&json!({ "postings": settled.postings, "unallocated_usd": settled.amount }))?;
-    } else if settled.postings == 0 {
-        render::say("nothing to settle: every pool's cost is booked")?;
-    } else {
-        let (postings, amount) = (render::counted(settled.postings, "posting"), render::dollars(settled.amount));
-        render::say(&format!("booked {amount} USD of pool cost in {postings}, on the line `unallocated`"))?;
+        let balanced = statements.iter().all(|pool| pool.balanced);
+        return render::say_json(&json!({
+            "postings": settled.postings,
+            "minutes": settled.minutes,
+            "corrected_minutes": settled.corrected_minutes,
+            "calls": settled.calls,
+            "assumed": assumed,
+            "pools": statements,
+            "balanced": balanced,
+        }));
     }
-    Ok(ExitCode::SUCCESS)
+    for sentence in assumed.sentences() {
+        render::say(&sentence)?;
+    }
+    if settled.calls > 0 {
+        let calls = render::counted(settled.calls, "call");
+        render::say(&format!("{calls} that spans told of and nobody had metered are attempts now"))?;
+    }
+    let minutes = render::counted(settled.minutes, "minute");
+    render::say(&match (settled.postings, settled.corrected_minutes) {
+        (0, _) => "nothing to settle: every pool's cost is booked as its facts are".to_owned(),
+        (postings, 0) => format!("booked {} for {minutes} of pools", render::counted(postings, "posting")),
+        (postings, corrected) => format!(
+            "booked {} for {minutes} of pools, {} of them to correct what was booked before",
+            render::counted(postings, "posting"),
+            render::count(corrected)
+        ),
+    })?;
+    if !statements.is_empty() {
+        render::say(&format!("\n{}", settlement::table(statements)))?;
+    }
+    Ok(())
 }

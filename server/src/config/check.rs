@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use super::check_fleet;
 use super::place::nearest;
 use super::sections::{Config, UpstreamSection};
 use gateway::provider::Kind;
@@ -23,6 +24,7 @@ pub fn check(config: &Config, standing: Standing) -> Vec<String> {
     upstreams(config, &mut wrong);
     routes(config, &mut wrong);
     pools(config, &mut wrong);
+    wrong.extend(check_fleet::check(config));
     prices(config, &mut wrong);
     wrong
 }
@@ -85,10 +87,13 @@ fn upstreams(config: &Config, wrong: &mut Vec<String>) {
             if upstream.deployment.is_some() && upstream.kind != Kind::Vllm {
                 wrong.push(format!("upstream `{name}`: a deployment needs a pool that serves it"));
             }
+            if upstream.engine.is_some() {
+                wrong.push(format!("upstream `{name}`: an engine needs a pool whose GPUs it uses; add pool = \"NAME\""));
+            }
             continue;
         };
-        if upstream.kind != Kind::Vllm {
-            wrong.push(format!("upstream `{name}`: only kind = \"vllm\" is served by a pool of our own"));
+        if !matches!(upstream.kind, Kind::Vllm | Kind::OpenAi) {
+            wrong.push(format!("upstream `{name}`: only kind = \"vllm\" or \"openai\" is served by a pool of our own"));
         }
         if !pools.contains(pool) {
             wrong.push(unknown("pool", pool, &pools, &format!("upstream `{name}`")));
@@ -96,22 +101,27 @@ fn upstreams(config: &Config, wrong: &mut Vec<String>) {
     }
 }
 
-/// Whether requests may be sent there. Link-local addresses hand out a cloud machine's own credentials.
 fn base_url(upstream: &UpstreamSection) -> Result<(), String> {
     let text = &upstream.base_url;
+    let uri = address(text, "use api_key with a reference instead")?;
+    if uri.query().is_some() {
+        return Err(format!("\"{text}\" has a query; leave it out"));
+    }
+    if uri.path().trim_end_matches('/').ends_with("/v1") {
+        return Err(format!("\"{text}\" ends in /v1; leave that out, clients send it"));
+    }
+    Ok(())
+}
+
+/// Whether requests may be sent there. Link-local addresses hand out a cloud machine's own credentials.
+pub(super) fn address(text: &str, instead_of_password: &str) -> Result<http::Uri, String> {
     let uri: http::Uri = text.parse().map_err(|error| format!("\"{text}\" is not a URL: {error}"))?;
     if !matches!(uri.scheme_str(), Some("http" | "https")) {
         return Err(format!("\"{text}\" has no scheme; write https://HOST"));
     }
     let authority = uri.authority().ok_or_else(|| format!("\"{text}\" names no host"))?;
     if authority.as_str().contains('@') {
-        return Err("carries a user name or password; use api_key with a reference instead".to_owned());
-    }
-    if uri.query().is_some() {
-        return Err(format!("\"{text}\" has a query; leave it out"));
-    }
-    if uri.path().trim_end_matches('/').ends_with("/v1") {
-        return Err(format!("\"{text}\" ends in /v1; leave that out, clients send it"));
+        return Err(format!("carries a user name or password; {instead_of_password}"));
     }
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     let forbidden = match host.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
@@ -119,7 +129,7 @@ fn base_url(upstream: &UpstreamSection) -> Result<(), String> {
         Ok(IpAddr::V6(ip)) => ip.is_unicast_link_local() || ip.is_unspecified() || ip.is_multicast(),
         Err(_) => host.eq_ignore_ascii_case("metadata.google.internal"),
     };
-    if forbidden { Err(format!("\"{text}\" is an address that no inference server has")) } else { Ok(()) }
+    if forbidden { Err(format!("\"{text}\" is an address that no inference server has")) } else { Ok(uri) }
 }
 
 fn routes(config: &Config, wrong: &mut Vec<String>) {
@@ -169,7 +179,7 @@ fn prices(config: &Config, wrong: &mut Vec<String>) {
     }
 }
 
-fn unknown(what: &str, name: &str, known: &BTreeSet<&str>, place: &str) -> String {
+pub(super) fn unknown(what: &str, name: &str, known: &BTreeSet<&str>, place: &str) -> String {
     let hint = match nearest(name, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None if known.is_empty() => format!("there is no [[{what}]]"),

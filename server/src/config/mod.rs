@@ -1,6 +1,8 @@
 //! The configuration: one TOML file, read and checked before anything starts.
 
 mod check;
+mod check_fleet;
+mod fleet;
 mod place;
 mod secret;
 mod sections;
@@ -9,10 +11,12 @@ mod settings;
 use std::path::{Path, PathBuf};
 
 pub use check::{Standing, check};
+pub use check_fleet::{mig_slice, warnings};
+pub use fleet::*;
 pub use place::nearest;
 pub use secret::SecretRef;
 pub use sections::*;
-pub use settings::{price_book, settings};
+pub use settings::{policies, price_book, settings};
 
 /// A configuration and where it came from.
 #[derive(Debug, Clone, Default)]

@@ -54,7 +54,7 @@ pub fn locate(text: &str, error: &toml::de::Error) -> Mistake {
 }
 
 /// Sections of which there may be several.
-const LISTS: [&str; 5] = ["upstream", "route", "pool", "price", "discount"];
+const LISTS: [&str; 6] = ["upstream", "route", "pool", "gpu", "price", "discount"];
 
 fn place_of(section: &str) -> String {
     match section {
@@ -287,8 +287,12 @@ mod tests {
     fn the_example_knows_every_key() {
         // The inline and the long form of the same table cannot stand together, so the long forms are left out.
         let text = EXAMPLE.replace("[gateway.tls]\ncertificate = \"cert.pem\"\nkey = \"key.pem\"\n", "");
-        let inline = text.find("[route.targets]").expect("long form")..text.find("[[pool]]").expect("pool");
-        let text = [&text[..inline.start], &text[inline.end..]].concat();
+        let without = |text: String, from: &str, to: &str| {
+            let inline = text.find(from).expect("long form")..text.find(to).expect("what follows");
+            [&text[..inline.start], &text[inline.end..]].concat()
+        };
+        let text = without(text, "[upstream.engine]", "[[route]]");
+        let text = without(text, "[route.targets]", "[[pool]]");
         toml::from_str::<Config>(&text).expect("the example is valid");
     }
 }

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use gateway::provider::Kind;
 use gateway::{Anonymous, Durability, ModelRoute, OnClientAbort, WhenLogFails};
 use ledger::price::{Discount, PriceOverride};
-use ledger::{GpuHourRate, PurchaseOption};
 use serde::Deserialize;
 
+use super::fleet::{EngineSection, GpuSection, PoolSection, SettlementSection, TelemetrySection};
 use super::secret::SecretRef;
 
 /// The whole file.
@@ -27,10 +27,16 @@ pub struct Config {
     pub route: Vec<ModelRoute>,
     /// `[[pool]]`
     pub pool: Vec<PoolSection>,
+    /// `[[gpu]]`
+    pub gpu: Vec<GpuSection>,
     /// `[[price]]`
     pub price: Vec<PriceOverride>,
     /// `[[discount]]`
     pub discount: Vec<Discount>,
+    /// `[telemetry]`
+    pub telemetry: TelemetrySection,
+    /// `[settlement]`
+    pub settlement: SettlementSection,
 }
 
 /// `[ledger]`
@@ -128,7 +134,7 @@ impl Default for AdminSection {
 }
 
 /// `[[upstream]]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct UpstreamSection {
     /// Its name in routes and tables.
@@ -145,23 +151,6 @@ pub struct UpstreamSection {
     pub pool: Option<String>,
     /// The deployment on that pool.
     pub deployment: Option<String>,
-}
-
-/// `[[pool]]`
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PoolSection {
-    /// Its name in upstreams and tables.
-    pub name: String,
-    /// The team that pays for what nobody used.
-    pub owner: Option<String>,
-    /// The GPU's name as data sheets write it.
-    pub gpu: String,
-    /// How many.
-    pub gpus: u32,
-    /// The price of one for an hour.
-    pub usd_per_gpu_hour: GpuHourRate,
-    /// How they were bought.
-    #[serde(default)]
-    pub purchase: PurchaseOption,
+    /// What is known of the engine on that pool.
+    pub engine: Option<EngineSection>,
 }

@@ -1,11 +1,15 @@
 //! The configuration in the words of the crates that act on it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use gateway::{Limits, Settings, Upstream};
-use ledger::price::{Imported, Overrides, PriceBook};
+use ledger::Label;
+use ledger::price::{Imported, Overrides, PriceBook, SELF_HOSTED};
+use ledger::settle::PoolPolicy;
 
+use super::fleet::PoolSection;
 use super::sections::{Config, UpstreamSection};
 use super::{Loaded, secret::SecretRef};
 
@@ -48,12 +52,22 @@ fn upstream(loaded: &Loaded, section: &UpstreamSection) -> anyhow::Result<Upstre
     let mut upstream = Upstream::new(&section.name, section.kind, base_url);
     let secret = |reference: &SecretRef| loaded.secret(reference).context("api_key");
     upstream.api_key = section.api_key.as_ref().map(secret).transpose()?.map(Into::into);
-    if let Some(provider) = &section.provider {
-        upstream.provider = provider.as_str().into();
+    match &section.provider {
+        Some(provider) => upstream.provider = provider.as_str().into(),
+        // Whatever protocol it speaks: what runs on GPUs of our own is priced by allocation.
+        None if section.pool.is_some() => upstream.provider = SELF_HOSTED.into(),
+        None => {}
     }
     upstream.pool = section.pool.as_deref().map(Into::into);
     upstream.deployment = section.deployment.as_deref().map(Into::into);
     Ok(upstream)
+}
+
+/// How each pool is divided.
+#[must_use]
+pub fn policies(config: &Config) -> BTreeMap<Label, PoolPolicy> {
+    let of = |pool: &PoolSection| PoolPolicy { policy: pool.policy(), peak_gpus: pool.peak_gpus };
+    config.pool.iter().map(|pool| (pool.name.as_str().into(), of(pool))).collect()
 }
 
 /// The prices and discounts that the configuration sets.

@@ -2,6 +2,7 @@
 //! hosted providers stand in for public APIs, so that real list prices apply to some of the traffic.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -12,14 +13,22 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use ledger::step::{GpuSheet, ModelShape};
-use ledger::{CapacityFact, Clock, Period, PurchaseOption, Timestamp};
+use ledger::{Clock, Context};
 use serde::Serialize;
+
+use crate::config::EngineSection;
 
 /// Longest scrape that is read.
 const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How fast weights are read into a GPU's memory, bytes a second: what a good local disk gives.
+const LOAD_BYTES_PER_S: f64 = 8e9;
+/// How long an engine may take until it answers, and how often it is asked.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_millis(50);
+
 /// A pool of GPUs and its price.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Pool {
     /// Its name in the configuration.
     pub name: &'static str,
@@ -33,6 +42,8 @@ pub struct Pool {
     pub usd_per_gpu_hour: &'static str,
     /// The models it serves.
     pub deployments: &'static [&'static str],
+    /// The peak that it is kept for, in GPUs.
+    pub peak_gpus: Option<f64>,
 }
 
 /// The demo's pools, at round prices in the range that clouds ask for such GPUs on demand.
@@ -44,6 +55,7 @@ pub const POOLS: [Pool; 2] = [
         gpus: 2,
         usd_per_gpu_hour: "2.50",
         deployments: &["model-a", "model-b"],
+        peak_gpus: Some(1.0),
     },
     Pool {
         name: "dedicated",
@@ -52,6 +64,7 @@ pub const POOLS: [Pool; 2] = [
         gpus: 1,
         usd_per_gpu_hour: "4.50",
         deployments: &["model-c"],
+        peak_gpus: None,
     },
 ];
 
@@ -72,6 +85,8 @@ pub struct Upstream {
     pub deployment: Option<&'static str>,
     /// The models to route to it.
     pub models: &'static [&'static str],
+    /// What a user would say of the engine, when self-hosted.
+    pub engine: Option<EngineSection>,
 }
 
 /// How the engines are to behave.
@@ -134,6 +149,8 @@ struct Plan {
     memory_share: f64,
     answer_tokens_mean: f64,
     gpus_shared_with: SharedGpus,
+    /// The team whose objective keeps it running.
+    kept_warm_for: Option<&'static str>,
 }
 
 /// Starts all engines on free ports of 127.0.0.1.
@@ -150,8 +167,11 @@ pub async fn start(clock: Arc<dyn Clock>, options: Options) -> anyhow::Result<En
             failure_share: options.failure_share,
             seed: options.seed.wrapping_mul(1000).wrapping_add(number),
             speed: options.speed,
+            // What others host is there already.
+            load_s: plan.pool.map_or(0.0, |_| plan.shape.weight_bytes() / LOAD_BYTES_PER_S / options.speed),
             ..EngineSpec::new(plan.name, plan.shape, plan.gpu, plan.gpus)
         };
+        let described = plan.pool.map(|_| described(&spec, plan.kept_warm_for));
         let engine = fleet::engine::start(spec, plan.gpus_shared_with, clock.clone())
             .await
             .with_context(|| format!("starting the simulated engine {}", plan.name))?;
@@ -163,38 +183,49 @@ pub async fn start(clock: Arc<dyn Clock>, options: Options) -> anyhow::Result<En
             pool: plan.pool,
             deployment: plan.pool.and(plan.models.first().copied()),
             models: plan.models,
+            engine: described,
         };
         running.push((upstream, engine));
     }
     Ok(Engines { running, client: Client::builder(TokioExecutor::new()).build_http() })
 }
 
-/// What the demo's pools consisted of during `period`, one fact a pool.
-pub fn capacity(period: Period, observed_at: Timestamp) -> Vec<CapacityFact> {
-    POOLS
-        .iter()
-        .map(|pool| CapacityFact {
-            pool: pool.name.into(),
-            replica: format!("{}-0", pool.name).into(),
-            deployment: match pool.deployments {
-                [only] => Some((*only).into()),
-                _ => None,
-            },
-            owner: Some(pool.owner.into()),
-            gpu: pool.gpu.into(),
-            gpus: pool.gpus,
-            rate: pool.usd_per_gpu_hour.parse().expect("the rates above are decimal numbers, a test reads them"),
-            purchase: PurchaseOption::OnDemand,
-            period,
-            observed_at,
-        })
-        .collect()
+/// What the configuration says of an engine: its model's dimensions and its limits, but not how much of the GPU it reaches,
+/// which nobody knows beforehand.
+fn described(spec: &EngineSpec, kept_warm_for: Option<&str>) -> EngineSection {
+    let limits = &spec.limits;
+    EngineSection {
+        model: Some(spec.shape.into()),
+        kv_tokens: Some(u64::from(limits.kv_blocks) * u64::from(limits.block_size)),
+        block_tokens: Some(limits.block_size),
+        max_num_batched_tokens: Some(limits.max_num_batched_tokens),
+        kept_warm_for: kept_warm_for.map(|team| Context { team: Some(team.into()), ..Context::default() }),
+        ..EngineSection::default()
+    }
 }
 
 impl Engines {
     /// The engines as upstreams of the gateway.
     pub fn upstreams(&self) -> Vec<Upstream> {
         self.running.iter().map(|(upstream, _)| upstream.clone()).collect()
+    }
+
+    /// Where the engine of this name listens.
+    pub fn base_url(&self, name: &str) -> Option<String> {
+        self.running.iter().find(|(upstream, _)| upstream.name == name).map(|(upstream, _)| upstream.base_url.clone())
+    }
+
+    /// Waits until every engine has loaded its model and answers.
+    ///
+    /// # Errors
+    /// When one does not.
+    pub async fn ready(&self) -> anyhow::Result<()> {
+        let all = async {
+            while self.totals().await.is_err() {
+                tokio::time::sleep(ASK_EVERY).await;
+            }
+        };
+        tokio::time::timeout(READY_WITHIN, all).await.context("the demo's engines did not get ready")
     }
 
     /// Reads every engine's `/metrics` over HTTP, as a collector would.
@@ -237,6 +268,7 @@ fn plans() -> [Plan; 5] {
         memory_share: 0.45,
         answer_tokens_mean: 48.0,
         gpus_shared_with: shared_gpus.clone(),
+        kept_warm_for: None,
     };
     let hosted = Plan {
         name: "openai",
@@ -250,6 +282,7 @@ fn plans() -> [Plan; 5] {
         memory_share: 0.9,
         answer_tokens_mean: 64.0,
         gpus_shared_with: SharedGpus::default(),
+        kept_warm_for: None,
     };
     [
         Plan {
@@ -267,6 +300,7 @@ fn plans() -> [Plan; 5] {
             gpus: dedicated.gpus,
             memory_share: 0.9,
             gpus_shared_with: SharedGpus::default(),
+            kept_warm_for: Some(dedicated.owner),
             ..self_hosted
         },
         Plan {
@@ -316,13 +350,12 @@ fn whole(value: f64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ledger::GpuHourRate;
 
     #[test]
-    fn pools_cost_what_their_facts_say() {
-        let hour = Period { start: Timestamp::from_micros(0), end: Timestamp::from_micros(3_600_000_000) };
-        let costs: Vec<String> =
-            capacity(hour, hour.end).iter().map(|fact| fact.cost_within(hour).to_string()).collect();
-        assert_eq!(costs, ["5.00", "4.50"]);
+    fn the_pools_rates_are_read() {
+        let cost = |pool: Pool| pool.usd_per_gpu_hour.parse::<GpuHourRate>().unwrap().over(pool.gpus, 3_600_000_000);
+        assert_eq!(POOLS.map(|pool| cost(pool).to_string()), ["5.00", "4.50"]);
     }
 
     #[test]

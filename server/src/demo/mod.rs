@@ -1,6 +1,7 @@
 //! `farthing demo`: engines, gateway, ledger and traffic on loopback, and the bill at the end.
 
 mod answer;
+mod aside;
 mod engines;
 mod outcome;
 mod traffic;
@@ -11,11 +12,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use gateway::keys::KeyRecord;
 use gateway::{ModelRoute, RouteTarget};
-use ledger::{Clock, ContextField, Period};
+use ledger::{Clock, ContextField};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -27,12 +29,19 @@ use crate::config::{Config, Loaded, PoolSection, UpstreamSection};
 use crate::governance::{put_key, random};
 use crate::wiring::{Server, SettleNow, Shutdown};
 use crate::{books, render};
-use engines::Engines;
+use aside::{Aside, Bypassed};
+use engines::{Engines, POOLS};
 use outcome::Outcome;
 use workload::CONSUMERS;
 
 /// Tasks that begin each second.
 const TASKS_PER_SECOND: f64 = 2.0;
+
+/// How often engines are read, and how long a minute waits for what comes late: shorter than usual, as is everything here.
+const SCRAPE_EVERY_MS: u64 = 500;
+const LAG_MS: u64 = 2_000;
+/// How often the running minute is settled, so that the live page shows it.
+const SETTLE_EVERY: Duration = Duration::from_secs(5);
 
 /// Runs the demo.
 ///
@@ -41,30 +50,35 @@ const TASKS_PER_SECOND: f64 = 2.0;
 pub async fn run(app: &App, options: &Demo) -> anyhow::Result<ExitCode> {
     let data = data_dir(app)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let keys = make_keys(&data, &Loaded::default()).await?;
     let engine_options = engines::Options { seed: options.seed, ..engines::Options::default() };
     let engines = engines::start(Arc::clone(&clock), engine_options).await.context("the demo's engines")?;
     let loaded = Loaded { config: configuration(&engines)?, file: None };
-    let keys = make_keys(&data, &loaded).await?;
 
+    // From here on the pools are paid for, and their engines still load: that is what a cold start costs.
     let server = Server::start(&data, loaded, clock).await?;
-    let (gateway, live) = (format!("http://{}", server.gateway_address), format!("http://{}/", server.admin_address));
+    let (gateway, admin) = (format!("http://{}", server.gateway_address), format!("http://{}", server.admin_address));
+    let live = format!("{admin}/");
     let serving = Serving::start(server);
     if !app.global.json {
         render::say(&banner(&gateway, &live, &data, options))?;
     }
-    let growing = keep_settled(serving.settle_now.clone());
-    let seen = traffic(&gateway, &keys, options).await;
-    growing.abort();
-    let seen = seen?;
+    engines.ready().await?;
+    let growing = (!options.headless).then(|| keep_settled(serving.settle_now.clone()));
+    let (seen, bypassed) = tokio::join!(traffic(&gateway, &keys, options), beside(&engines, &admin, options));
+    growing.inspect(JoinHandle::abort);
+    let (seen, bypassed) = (seen?, bypassed?);
+    // What the engines did last is read once more before the end.
+    tokio::time::sleep(Duration::from_millis(2 * SCRAPE_EVERY_MS)).await;
     let totals = engines.totals().await.context("the engines' own counters")?;
 
     if options.headless {
         serving.stop().await?;
-        let outcome = Outcome::of(&books::read(&data).await?, &seen, totals).await?;
+        let outcome = Outcome::of(&books::read(&data).await?, &seen, bypassed, totals).await?;
         return finish(app, &outcome, &data, None);
     }
     serving.settle_now.request().await?;
-    let outcome = Outcome::of(&books::read(&data).await?, &seen, totals).await?;
+    let outcome = Outcome::of(&books::read(&data).await?, &seen, bypassed, totals).await?;
     let code = finish(app, &outcome, &data, Some(&live))?;
     told_to_stop().await;
     serving.stop().await?;
@@ -91,6 +105,10 @@ fn configuration(engines: &Engines) -> anyhow::Result<Config> {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     (config.gateway.listen, config.admin.listen) = (any_port, any_port);
     config.ledger.flush_every_ms = 1_000;
+    config.telemetry.scrape_every_ms = SCRAPE_EVERY_MS;
+    // The demo's GPUs are simulated; this machine's own have nothing to do with them.
+    config.telemetry.nvml = false;
+    config.settlement.lag_ms = LAG_MS;
     for upstream in engines.upstreams() {
         for model in upstream.models {
             let target = RouteTarget { upstream: upstream.name.to_owned(), model: None, weight: 1 };
@@ -106,17 +124,18 @@ fn configuration(engines: &Engines) -> anyhow::Result<Config> {
             provider: Some(upstream.provider.to_owned()),
             pool: upstream.pool.map(str::to_owned),
             deployment: upstream.deployment.map(str::to_owned),
+            engine: upstream.engine,
         });
     }
-    let now = clock::now();
-    for pool in engines::capacity(Period { start: now, end: now }, now) {
+    for pool in POOLS {
         config.pool.push(PoolSection {
-            name: pool.pool.to_string(),
-            owner: pool.owner.as_deref().map(str::to_owned),
-            gpu: pool.gpu.to_string(),
+            name: pool.name.to_owned(),
+            owner: Some(pool.owner.to_owned()),
+            gpu: pool.gpu.to_owned(),
             gpus: pool.gpus,
-            usd_per_gpu_hour: pool.rate,
-            purchase: pool.purchase,
+            usd_per_gpu_hour: pool.usd_per_gpu_hour.parse().expect("the rates are decimal numbers, a test reads them"),
+            peak_gpus: pool.peak_gpus,
+            ..PoolSection::default()
         });
     }
     Ok(config)
@@ -165,7 +184,7 @@ impl Serving {
 /// Settles every few seconds, so that the live page shows the pools' cost before their first minute is over.
 fn keep_settled(settle_now: SettleNow) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let mut seconds = tokio::time::interval(std::time::Duration::from_secs(5));
+        let mut seconds = tokio::time::interval(SETTLE_EVERY);
         loop {
             seconds.tick().await;
             if settle_now.request().await.is_err() {
@@ -175,13 +194,26 @@ fn keep_settled(settle_now: SettleNow) -> JoinHandle<()> {
     })
 }
 
+/// What uses the GPUs beside the gateway's requests, for as long as new tasks begin.
+async fn beside(engines: &Engines, admin: &str, options: &Demo) -> anyhow::Result<Bypassed> {
+    let seconds = Duration::from_secs(options.seconds);
+    let engine = engines.base_url("vllm-b").context("there is no engine vllm-b")?;
+    let aside = Aside::new();
+    let (bypassed, job) = tokio::join!(
+        aside.bypass(&engine, "model-b", seconds * 3 / 4),
+        aside.job(admin, "dedicated", seconds / 4, seconds / 4)
+    );
+    job.context("the demo's training job")?;
+    bypassed
+}
+
 async fn traffic(
     gateway: &str,
     keys: &BTreeMap<&'static str, String>,
     options: &Demo,
 ) -> anyhow::Result<traffic::Seen> {
     // Three quarters of the time is for new tasks, most of the rest for those that run.
-    let seconds = std::time::Duration::from_secs(options.seconds).as_secs_f64();
+    let seconds = Duration::from_secs(options.seconds).as_secs_f64();
     let tasks = workload::plan(options.seed, seconds * 0.75, TASKS_PER_SECOND);
     let bar = progress("{msg} {wide_bar} {pos}/{len} tasks");
     bar.set_length(u64::try_from(tasks.len()).unwrap_or(u64::MAX));

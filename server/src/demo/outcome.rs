@@ -4,28 +4,30 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use ledger::{Money, Period};
+use ledger::{Line, Money, Period};
 use serde_json::{Value, json};
-use store::{Store, Verification};
+use store::{Session, Store, Verification};
 
+use super::aside::Bypassed;
 use super::engines::EngineTotals;
 use super::traffic::{Seen, SeenEnd};
 use crate::commands::{report as reports, verify};
 use crate::render::{self, Align, Table};
 use crate::report::{Dimension, Report, report};
-use crate::{live, rows};
+use crate::rows;
+use crate::settlement::{self, Statement, statements};
 
 /// Tasks that the bill shows.
 const TASKS_MAX: usize = 10;
 
 /// The demo's result.
 pub struct Outcome {
-    /// A request that can be explained.
+    /// A request on a pool, whose share can be explained.
     pub some_request: Option<String>,
     costs: Report,
     tasks: Vec<Value>,
-    pools: Vec<Value>,
-    pool_cost: Money,
+    pools: Vec<Statement>,
+    bypassed: Bypassed,
     verification: Verification,
     engines: Vec<EngineTotals>,
     compared: Compared,
@@ -60,23 +62,26 @@ impl Outcome {
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub async fn of(store: &Store, seen: &Seen, engines: Vec<EngineTotals>) -> anyhow::Result<Outcome> {
+    pub async fn of(
+        store: &Store,
+        seen: &Seen,
+        bypassed: Bypassed,
+        engines: Vec<EngineTotals>,
+    ) -> anyhow::Result<Outcome> {
         let booked = booked(store).await?;
         let session = &store.session().await?;
         let costs = report(session, &[Dimension::Team, Dimension::Model], Period::ALL).await?;
-        let pools = live::pools(session, Period::ALL).await?;
-        let amounts = pools.iter().filter_map(|pool| pool["cost"].as_str()?.parse::<Money>().ok());
         let count = |end: fn(&SeenEnd) -> bool| seen.calls.iter().filter(|call| end(&call.end)).count();
         Ok(Outcome {
-            some_request: dearest(store).await?,
-            pool_cost: amounts.sum(),
-            tasks: live::tasks(session, TASKS_MAX).await?,
+            some_request: dearest(session).await?,
+            tasks: tasks(session).await?,
             verification: store.verify(&|_| {}).await?,
             compared: compare(seen, &booked),
             aborted: u64::try_from(count(|end| *end == SeenEnd::Aborted))?,
             refused: u64::try_from(count(|end| matches!(end, SeenEnd::Refused(_) | SeenEnd::Broken)))?,
             costs,
-            pools,
+            pools: statements(session, Period::ALL).await?,
+            bypassed,
             engines,
         })
     }
@@ -84,12 +89,21 @@ impl Outcome {
     /// Whether the promises held.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.is_balanced() && self.compared.lost == 0 && self.duplicates() == 0
+        self.is_balanced() && self.is_allocated() && self.compared.lost == 0 && self.duplicates() == 0
     }
 
-    /// The books are closed, and what the pools cost is booked to the last unit.
+    /// The books are closed, and the lines of each pool are its cost to the last unit.
     fn is_balanced(&self) -> bool {
-        self.verification.is_clean() && self.pools.iter().all(|pool| pool["cost"] == pool["booked"])
+        self.verification.is_clean() && !self.pools.is_empty() && self.pools.iter().all(|pool| pool.balanced)
+    }
+
+    /// Nothing that a pool cost is left without a reason.
+    fn is_allocated(&self) -> bool {
+        self.pools.iter().all(|pool| pool.line(Line::Unallocated) == Money::ZERO)
+    }
+
+    fn pools_sum(&self, of: impl Fn(&Statement) -> Money) -> Money {
+        self.pools.iter().map(of).sum()
     }
 
     fn duplicates(&self) -> u64 {
@@ -106,8 +120,11 @@ impl Outcome {
             "input_tokens": total.input_tokens,
             "output_tokens": total.output_tokens,
             "charged_usd": self.costs.request_cost,
-            "pool_cost_usd": self.pool_cost,
+            "pool_cost_usd": self.pools_sum(|pool| pool.cost),
+            "pool_requests_usd": self.pools_sum(|pool| pool.line(Line::Request)),
+            "pool_idle_usd": self.pools_sum(idle),
             "unallocated_pool_cost_usd": self.costs.unallocated_pool_cost,
+            "allocated": self.is_allocated(),
             "unattributed_share": self.costs.unattributed_share,
             "unattributed_attempts": self.costs.unattributed_attempts,
             "unpriced_attempts": total.unpriced_attempts,
@@ -124,6 +141,7 @@ impl Outcome {
             "costs": self.costs,
             "tasks": self.tasks,
             "pools": self.pools,
+            "bypassed": self.bypassed,
             "engines": self.engines,
             "verification": self.verification,
             "data": data,
@@ -136,8 +154,15 @@ impl Outcome {
         let mut text = format!("\ncost by team and model\n{}", reports::text(&self.costs, None));
         text.push_str("\ndearest tasks\n");
         text.push_str(&self.tasks_table().to_string());
-        text.push_str("\npools\n");
-        text.push_str(&self.pools_table().to_string());
+        text.push_str("\npools: what their GPUs cost, and for what\n");
+        text.push_str(&settlement::table(&self.pools).to_string());
+        let _ = writeln!(
+            text,
+            "\nunobserved is {} with {} input and {} output tokens that a script sent past the gateway",
+            render::counted(self.bypassed.calls, "call"),
+            render::count(self.bypassed.input_tokens),
+            render::count(self.bypassed.output_tokens)
+        );
         let compared = &self.compared;
         let _ = write!(
             text,
@@ -163,14 +188,13 @@ impl Outcome {
             ("requests", Align::Right),
             ("input tokens", Align::Right),
             ("output tokens", Align::Right),
-            ("provider USD", Align::Right),
+            ("cost USD", Align::Right),
         ]);
         let words = |task: &Value, name: &str| task[name].as_str().unwrap_or("–").to_owned();
         let number = |task: &Value, name: &str| render::count(task[name].as_u64().unwrap_or(0));
         let cost = |task: &Value| task["effective_cost"].as_str().and_then(|cost| cost.parse().ok());
         let places = render::places_for(self.tasks.iter().filter_map(cost));
         for task in &self.tasks {
-            // All on our own pools: no provider charged anything, and the pool's share is not allocated yet.
             let cost = cost(task);
             table.row([
                 words(task, "task"),
@@ -179,37 +203,16 @@ impl Outcome {
                 number(task, "requests"),
                 number(task, "input_tokens"),
                 number(task, "output_tokens"),
-                cost.map_or("by allocation".to_owned(), |cost| render::dollars_to(cost, places)),
+                cost.map_or("unknown".to_owned(), |cost| render::dollars_to(cost, places)),
             ]);
         }
         table
     }
+}
 
-    fn pools_table(&self) -> Table {
-        let mut table = Table::new([
-            ("pool", Align::Left),
-            ("owner", Align::Left),
-            ("GPUs", Align::Left),
-            ("cost USD", Align::Right),
-            ("not yet allocated USD", Align::Right),
-        ]);
-        let amount = |pool: &Value, name: &str| pool[name].as_str().and_then(|amount| amount.parse().ok());
-        let places = render::places_for(self.pools.iter().filter_map(|pool| amount(pool, "cost")));
-        let dollars = |amount| render::dollars_to(amount, places);
-        let amount = |pool, name| amount(pool, name).map_or("unknown".to_owned(), dollars);
-        for pool in &self.pools {
-            table.row([
-                pool["pool"].as_str().unwrap_or("–").to_owned(),
-                pool["owner"].as_str().unwrap_or("–").to_owned(),
-                format!("{} x {}", pool["gpus"], pool["gpu"].as_str().unwrap_or("–")),
-                amount(pool, "cost"),
-                amount(pool, "unallocated"),
-            ]);
-        }
-        let totals = [self.pool_cost, self.costs.unallocated_pool_cost].map(dollars);
-        table.total(["total".to_owned(), String::new(), String::new()].into_iter().chain(totals));
-        table
-    }
+/// What a pool cost beside requests and jobs.
+fn idle(pool: &Statement) -> Money {
+    pool.sum - pool.line(Line::Request) - pool.line(Line::Job) - pool.line(Line::Unobserved)
 }
 
 fn compare(seen: &Seen, ledger: &BTreeMap<String, Booked>) -> Compared {
@@ -246,12 +249,27 @@ async fn booked(store: &Store) -> anyhow::Result<BTreeMap<String, Booked>> {
     Ok(booked)
 }
 
-/// The request with the highest cost: the one worth explaining.
-async fn dearest(store: &Store) -> anyhow::Result<Option<String>> {
-    let query = "SELECT request_id FROM attempts ORDER BY effective_cost DESC NULLS LAST, request_id LIMIT 1";
-    let batches = store.sql(query).await?;
+/// The request with the dearest share of a pool: the one worth explaining.
+async fn dearest(session: &Session) -> anyhow::Result<Option<String>> {
+    let query = "SELECT request_id FROM postings WHERE origin_kind = 'pool' AND line = 'request' AND request_id IS NOT NULL \
+                 GROUP BY request_id ORDER BY sum(effective_cost) DESC, request_id LIMIT 1";
+    let batches = session.sql(query).await?;
     let Some(batch) = batches.iter().find(|batch| batch.num_rows() > 0) else { return Ok(None) };
     rows::text(rows::column(batch, "request_id")?, 0)
+}
+
+/// The dearest tasks: providers' charges and shares of pools together.
+async fn tasks(session: &Session) -> anyhow::Result<Vec<Value>> {
+    let query = format!(
+        "SELECT used.task, used.team, used.feature, used.requests, used.input_tokens, used.output_tokens, \
+         paid.effective_cost FROM (SELECT task, min(team) AS team, min(feature) AS feature, \
+         sum(CASE WHEN attempt = 0 THEN 1 ELSE 0 END) AS requests, sum(input_tokens) AS input_tokens, \
+         sum(output_tokens) AS output_tokens FROM attempts WHERE task IS NOT NULL GROUP BY task) AS used \
+         LEFT JOIN (SELECT task, sum(effective_cost) AS effective_cost FROM postings \
+         WHERE line = 'request' AND task IS NOT NULL GROUP BY task) AS paid ON used.task = paid.task \
+         ORDER BY paid.effective_cost DESC NULLS LAST, used.task LIMIT {TASKS_MAX}"
+    );
+    crate::commands::sql::documents(&session.sql(&query).await?)
 }
 
 #[cfg(test)]

@@ -57,6 +57,8 @@ struct Row {
     first_token_us: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     last_token_us: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    queued_us: Option<u64>,
     #[serde(default)]
     finished_us: u64,
     #[serde(default)]
@@ -140,6 +142,7 @@ impl Rows {
                 first_byte_us: row.first_byte_us,
                 first_token_us: row.first_token_us,
                 last_token_us: row.last_token_us,
+                queued_us: row.queued_us,
                 finished_us: row.finished_us,
                 gaps: row.gaps,
             },
@@ -208,6 +211,7 @@ pub fn line(attempt: &Attempt) -> serde_json::Result<String> {
         first_byte_us: timeline.first_byte_us,
         first_token_us: timeline.first_token_us,
         last_token_us: timeline.last_token_us,
+        queued_us: timeline.queued_us,
         finished_us: timeline.finished_us,
         gaps: timeline.gaps,
         outcome: attempt.outcome,

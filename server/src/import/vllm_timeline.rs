@@ -6,8 +6,8 @@
 //! least `arrival_time - queued_ts` for each of them, and the smallest offset that keeps all in order, the largest of
 //! these differences, is used. It assumes that at least one request was queued the moment it arrived.
 //!
-//! The two engine times have these places in the timeline: admitted is when the engine queued the request, sent is when
-//! it scheduled it into a batch.
+//! The engine's times have these places in the timeline: admitted and sent are when the engine queued the request, and
+//! `queued_us` is how long it waited from there until it was scheduled into a batch.
 
 use std::io::BufRead;
 
@@ -107,7 +107,8 @@ impl Rows {
             timeline: Timeline {
                 received_at,
                 admitted_us: after(times.queued),
-                sent_us: after(times.scheduled),
+                sent_us: after(times.queued),
+                queued_us: u64::try_from(times.scheduled - times.queued).ok(),
                 first_byte_us: after(times.first_token),
                 first_token_us: after(times.first_token),
                 last_token_us: Some(finished_us),
@@ -194,11 +195,11 @@ mod tests {
         let (rows, mut ids) = (rows(), Ids::default());
         let attempts: Vec<Attempt> = SAMPLE.lines().map(|line| rows.row(line, &mut ids).unwrap()).collect();
         assert_eq!(attempts[0].timeline.received_at.micros(), 1_777_142_984_578_686);
-        assert_eq!(attempts[0].timeline.admitted_us, Some(10_000), "the second request was queued on arrival");
-        assert_eq!(attempts[0].timeline.sent_us, Some(20_000));
+        assert_eq!(attempts[0].timeline.sent_us, Some(10_000), "the second request was queued on arrival");
+        assert_eq!(attempts[0].timeline.queued_us, Some(10_000));
         assert_eq!(attempts[0].timeline.first_token_us, Some(500_000));
         assert_eq!(attempts[0].timeline.finished_us, 1_250_000);
-        assert_eq!(attempts[1].timeline.admitted_us, Some(0));
+        assert_eq!((attempts[1].timeline.sent_us, attempts[1].timeline.queued_us), (Some(0), Some(0)));
     }
 
     #[test]

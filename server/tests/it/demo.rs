@@ -1,17 +1,27 @@
 //! The demo, short and without a page.
 
+use ledger::Money;
+use serde_json::Value;
+
 use crate::support::Books;
 
+fn usd(value: &Value) -> Money {
+    value.as_str().unwrap_or_else(|| panic!("{value} is no amount")).parse().unwrap()
+}
+
 #[test]
-fn a_short_demo_loses_nothing_and_balances() {
+fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
     let books = Books::new();
-    let result = books.json(&["demo", "--seconds", "5", "--headless", "--seed", "3"]);
+    let result = books.json(&["demo", "--seconds", "6", "--headless", "--seed", "3"]);
     for name in ["requests", "attempts", "input_tokens", "output_tokens"] {
         assert!(result[name].as_u64().unwrap() > 0, "{name}: {result}");
     }
-    let money = |name: &str| result[name].as_str().unwrap().parse::<ledger::Money>().unwrap();
-    assert!(money("charged_usd") > ledger::Money::ZERO && money("pool_cost_usd") > ledger::Money::ZERO, "{result}");
-    assert_eq!(money("pool_cost_usd"), money("unallocated_pool_cost_usd"), "{result}");
+    assert!(usd(&result["charged_usd"]) > Money::ZERO && usd(&result["pool_cost_usd"]) > Money::ZERO, "{result}");
+    assert_eq!(
+        (&result["allocated"], &result["unallocated_pool_cost_usd"]),
+        (&true.into(), &"0.00".into()),
+        "{result}"
+    );
     let share: f64 = result["unattributed_share"].as_str().unwrap().parse().unwrap();
     assert!((0.0..=1.0).contains(&share), "{result}");
     assert_eq!(
@@ -21,10 +31,32 @@ fn a_short_demo_loses_nothing_and_balances() {
     );
     assert_eq!(result["clients"]["tokens_differ"], 0, "{result}");
 
+    let pools = result["pools"].as_array().unwrap();
+    assert_eq!(pools.len(), 2);
+    for pool in pools {
+        let lines: Money = pool["lines"].as_object().unwrap().values().map(usd).sum();
+        assert_eq!((lines, &pool["balanced"]), (usd(&pool["cost"]), &true.into()), "{pool}");
+        for line in ["request", "cold_start"] {
+            assert!(usd(&pool["lines"][line]) > Money::ZERO, "{line}: {pool}");
+        }
+    }
+    let [dedicated, shared] = [&pools[0], &pools[1]];
+    assert_eq!((&dedicated["pool"], &shared["pool"]), (&"dedicated".into(), &"shared".into()));
+    // The script calls an engine of the shared pool directly, the job runs on the dedicated one.
+    assert!(result["bypassed"]["calls"].as_u64().unwrap() > 0, "{result}");
+    assert!(usd(&shared["lines"]["unobserved"]) > Money::ZERO, "{shared}");
+    assert_eq!(usd(&dedicated["lines"]["unobserved"]), Money::ZERO, "{dedicated}");
+    assert!(
+        usd(&dedicated["lines"]["job"]) > Money::ZERO && usd(&dedicated["lines"]["warm"]) > Money::ZERO,
+        "{dedicated}"
+    );
+    assert!(usd(&shared["lines"]["headroom"]) > Money::ZERO, "{shared}");
+
     // What the demo said is what the ledger says.
     let report = books.json(&["report", "--by", "pool"]);
     assert_eq!(report["total"]["requests"], result["requests"]);
     assert_eq!(report["request_cost"], result["charged_usd"]);
     assert_eq!(books.json(&["verify"])["clean"], true);
+    assert_eq!(books.json(&["settle"])["postings"], 0, "the demo leaves nothing to settle");
     books.run(&["demo", "--seconds", "1", "--headless"]).fails_with("holds a ledger already");
 }

@@ -21,6 +21,7 @@ fn posting(at: Timestamp) -> Posting {
         costs: Costs::flat("1.25".parse().unwrap()),
         estimated: false,
         tier: None,
+        basis: None,
         policy: "tampered".into(),
         booked_at: at,
     }

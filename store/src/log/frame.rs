@@ -31,7 +31,7 @@ pub const FRAME_HEADER_BYTES: usize = 16;
 /// The largest payload that a reader believes. Writers are held to less by their options.
 pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The version of the format: frames as described here, payloads as postcard of [`Fact`].
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"FARTHLOG";
 
 /// Bytes in a segment that are no record.
@@ -48,7 +48,7 @@ pub struct Damage {
 }
 
 /// What a segment's bytes say.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Frames {
     /// Every record that can be read, in order.
     pub frames: Vec<(Position, Fact)>,
@@ -75,6 +75,13 @@ pub fn header(first: Position) -> [u8; HEADER_BYTES] {
     let checksum = crc32fast::hash(&bytes[..20]);
     bytes[20..].copy_from_slice(&checksum.to_le_bytes());
     bytes
+}
+
+/// The format that a segment's header names, if it is the header of a segment at all.
+#[must_use]
+pub fn version(bytes: &[u8]) -> Option<u32> {
+    let header = bytes.get(..HEADER_BYTES)?;
+    (header[..8] == MAGIC && crc32fast::hash(&header[..20]) == word(header, 20)).then(|| word(header, 8))
 }
 
 /// Reads a segment's header: the position of its first record.

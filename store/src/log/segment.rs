@@ -1,11 +1,11 @@
 //! Segments as files: `<first position>.log`, and the note of how far the log has been deleted.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::StoreError;
-use crate::log::frame::Position;
+use crate::log::frame::{self, HEADER_BYTES, Position};
 
 /// One file of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,26 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<Segment>, StoreError> {
     }
     segments.sort_by_key(|segment| segment.first);
     Ok(segments)
+}
+
+/// Refuses a log that another version of this program wrote.
+pub(crate) fn check_format(ledger: &Path, dir: &Path) -> Result<(), StoreError> {
+    for segment in list(dir)? {
+        let mut header = Vec::with_capacity(HEADER_BYTES);
+        let limit = u64::try_from(HEADER_BYTES).unwrap_or(u64::MAX);
+        let read = fs::File::open(&segment.path).and_then(|file| file.take(limit).read_to_end(&mut header));
+        match read {
+            Ok(_) => {}
+            // A writer beside us has deleted it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(StoreError::io(format!("read {}", segment.path.display()))(error)),
+        }
+        if let Some(version) = frame::version(&header).filter(|&version| version != frame::VERSION) {
+            let found = format!("its log has format {version}, this program writes {}", frame::VERSION);
+            return Err(StoreError::Format { dir: ledger.to_owned(), found });
+        }
+    }
+    Ok(())
 }
 
 /// The highest position of any deleted segment: positions up to here that are missing were deleted and not lost.

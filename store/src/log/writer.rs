@@ -422,6 +422,12 @@ fn time_of(fact: &Fact) -> Timestamp {
         Fact::Capacity(capacity) => capacity.observed_at,
         Fact::Posting(posting) => posting.booked_at,
         Fact::Gap(gap) => gap.period.end,
+        Fact::Engine(engine) => engine.observed_at,
+        Fact::Reading(reading) => reading.at,
+        Fact::Step(step) => step.at,
+        Fact::Span(span) => span.observed_at,
+        Fact::Job(job) => job.observed_at,
+        Fact::Gpu(gpu) => gpu.at,
     }
 }
 

@@ -54,9 +54,22 @@ impl Table {
             Err(error) => return Err(error.into()),
         }
         let mut table = Table { name, delta, passed: Position(0), newest: None };
+        table.check_columns(root)?;
         table.passed = table.committed(log_id).await?;
         table.newest = table.newest_in_statistics()?;
         Ok(Some(table))
+    }
+
+    /// Refuses a table that was made before a column of it existed.
+    fn check_columns(&self, root: &Path) -> Result<(), StoreError> {
+        let kept = self.delta.snapshot()?.schema();
+        match self.name.schema().fields().iter().find(|field| kept.field(field.name()).is_none()) {
+            None => Ok(()),
+            Some(field) => {
+                let found = format!("its table {} has no column {}", self.name.as_str(), field.name());
+                Err(StoreError::Format { dir: root.to_owned(), found })
+            }
+        }
     }
 
     /// Creates an empty table.
@@ -218,7 +231,7 @@ pub(crate) fn writer_properties(name: TableName, rows: usize) -> WriterPropertie
         properties = properties.set_column_dictionary_enabled(ColumnPath::from(unique), false);
     }
     properties = properties.set_column_statistics_enabled(ColumnPath::from("request_id"), EnabledStatistics::Page);
-    if matches!(name, TableName::Attempts | TableName::Postings) {
+    if matches!(name, TableName::Attempts | TableName::Postings | TableName::Spans) {
         let traces = u64::try_from(rows.min(ROW_GROUP_ROWS)).unwrap_or(1).max(64);
         properties = properties
             .set_column_bloom_filter_enabled(ColumnPath::from("trace_id"), true)

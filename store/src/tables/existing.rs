@@ -7,30 +7,28 @@ use datafusion::common::ScalarValue;
 use datafusion::dataframe::DataFrame;
 use datafusion::prelude::{Expr, col, lit};
 use futures_util::TryStreamExt;
-use ledger::{AttemptId, Fact, PostingId, RequestId};
+use ledger::{AttemptId, Fact, PostingId, RequestId, Timestamp};
 
 use crate::engine::Engine;
 use crate::error::StoreError;
 use crate::tables::delta::Table;
+use crate::tables::facts::{self, RowKey};
 use crate::tables::read;
 use crate::tables::schema::{DAY, TableName};
 
 /// Up to this many ids are looked for by name; more are found by reading the range they span.
 const NAMED_MAX: usize = 500;
 
-/// What makes a row of a small table the same row: its posting id, or a hash of all of it.
-pub(crate) type RowKey = u128;
+/// Rows further apart in time than this are looked for apart, in microseconds.
+const APART_US: u64 = 600_000_000;
+/// Stretches of time that are looked at one by one; more are looked at as one.
+const STRETCHES_MAX: usize = 32;
 
-/// The key of a fact that is no attempt.
-pub(crate) fn key_of(fact: &Fact) -> RowKey {
+/// When a posting or a fact with a table of its own is found, and its key.
+pub(crate) fn time_and_key(fact: &Fact) -> Option<(Timestamp, RowKey)> {
     match fact {
-        Fact::Posting(posting) => posting.id.uuid().as_u128(),
-        other => {
-            let bytes = postcard::to_stdvec(other).expect("facts are plain values, which always have an encoding");
-            let mut first = [0; 16];
-            first.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..16]);
-            u128::from_le_bytes(first)
-        }
+        Fact::Posting(posting) => Some((posting.period.start, posting_key(posting.id))),
+        other => facts::time_and_key(other),
     }
 }
 
@@ -64,27 +62,56 @@ pub(crate) async fn attempts(
     Ok(found)
 }
 
-/// The keys of every row that a small table, or the explicit part of `postings`, has on one day.
-pub(crate) async fn keys_of_day(engine: &Engine, table: &Table, day: i32) -> Result<HashSet<RowKey>, StoreError> {
-    let mut rows = engine.look_up(table).await?.filter(on_days(&BTreeSet::from([day])))?;
+/// Those of `asked` that are the key of a row: of a table of facts, or of the explicit part of `postings`. Only files that
+/// have rows of their times are read.
+pub(crate) async fn keys(
+    engine: &Engine,
+    table: &Table,
+    asked: &[(Timestamp, RowKey)],
+) -> Result<HashSet<RowKey>, StoreError> {
+    let wanted: HashSet<RowKey> = asked.iter().map(|&(_, key)| key).collect();
+    let times = asked.iter().map(|&(at, _)| at);
+    let Some(within) = stretches(times).into_iter().map(|ends| between(table.name, ends)).reduce(Expr::or) else {
+        return Ok(HashSet::new());
+    };
+    let mut rows = engine.look_up(table).await?.filter(within)?;
     if table.name == TableName::Postings {
         rows = rows.filter(col("origin_kind").not_eq(lit("provider_charge")))?.select_columns(&["posting_id"])?;
     }
-    let mut keys = HashSet::new();
+    let mut held = HashSet::new();
     each_batch(rows, |batch| {
-        match table.name {
-            TableName::Attempts => {}
-            TableName::Postings => keys.extend(read::posting_ids_of(batch)?.into_iter().map(posting_key)),
-            TableName::Capacity => {
-                let facts = read::capacity_of(batch)?.into_iter().map(|fact| Fact::Capacity(Box::new(fact)));
-                keys.extend(facts.map(|fact| key_of(&fact)));
-            }
-            TableName::Gaps => keys.extend(read::gaps_of(batch)?.into_iter().map(|gap| key_of(&Fact::Gap(gap)))),
-        }
+        let keys = match table.name {
+            TableName::Postings => read::posting_ids_of(batch)?.into_iter().map(posting_key).collect(),
+            facts => facts::keys(facts, batch)?,
+        };
+        held.extend(keys.into_iter().filter(|key| wanted.contains(key)));
         Ok(())
     })
     .await?;
-    Ok(keys)
+    Ok(held)
+}
+
+/// The stretches of time that hold these moments, first and last of each.
+fn stretches(times: impl Iterator<Item = Timestamp>) -> Vec<(Timestamp, Timestamp)> {
+    let mut times: Vec<Timestamp> = times.collect();
+    times.sort_unstable();
+    let mut stretches: Vec<(Timestamp, Timestamp)> = Vec::new();
+    for at in times {
+        match stretches.last_mut() {
+            Some((_, last)) if at.micros_since(*last) <= APART_US => *last = at,
+            _ => stretches.push((at, at)),
+        }
+    }
+    match (stretches.first(), stretches.last()) {
+        (Some(&(first, _)), Some(&(_, last))) if stretches.len() > STRETCHES_MAX => vec![(first, last)],
+        _ => stretches,
+    }
+}
+
+fn between(table: TableName, (first, last): (Timestamp, Timestamp)) -> Expr {
+    let time = |at: Timestamp| lit(ScalarValue::TimestampMicrosecond(Some(at.micros()), Some("UTC".into())));
+    let day = |at: Timestamp| lit(ScalarValue::Date32(Some(at.day())));
+    col(DAY).between(day(first), day(last)).and(col(table.time()).between(time(first), time(last)))
 }
 
 async fn each_batch(

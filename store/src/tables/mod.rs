@@ -1,7 +1,9 @@
 //! The Delta tables: what their columns are, how facts become rows and rows facts, and how rows are committed exactly once.
 
+mod cells;
 pub(crate) mod delta;
 pub(crate) mod existing;
+pub mod facts;
 pub(crate) mod maintain;
 pub mod read;
 pub(crate) mod rows;

@@ -10,13 +10,13 @@ use arrow::array::{
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Decimal128Type, Int64Type, TimeUnit, TimestampMicrosecondType};
 use ledger::{
-    Attempt, AttemptId, CapacityFact, Charge, Context, Costs, EstimateReason, Gap, GpuHourRate, KeyId, Label, Line,
-    Money, Operation, Origin, Outcome, Period, Posting, PostingId, PurchaseOption, RequestId, Route, ServiceClass,
-    Source, Tier, Timeline, Timestamp, TokenGaps, TokenKind, TokenUsage, UnpricedReason, UsageQuality,
+    Attempt, AttemptId, Basis, Charge, Context, Costs, EstimateReason, KeyId, Label, Line, Money, Operation, Origin,
+    Outcome, Period, Posting, PostingId, RequestId, Route, ServiceClass, Source, Terms, Tier, Timeline, Timestamp,
+    TokenGaps, TokenKind, TokenUsage, UnpricedReason, UsageQuality,
 };
 
 use crate::error::StoreError;
-use crate::tables::schema::{CONTEXT, token_column};
+use crate::tables::schema::{CONTEXT, TERMS, token_column};
 
 /// Reads rows of `attempts`.
 ///
@@ -34,8 +34,8 @@ pub fn attempts_of(batch: &RecordBatch) -> Result<Vec<Attempt>, StoreError> {
         rows.all_texts(["request_model", "response_model", "response_id", "service_class", "outcome"])?;
     let [quality, charge, reason, rates] = rows.all_texts(["usage_quality", "charge", "charge_reason", "rates"])?;
     let (streamed, received_at) = (rows.flags("streamed")?, rows.times("received_at")?);
-    let [admitted, sent, first_byte, first_token, last_token] =
-        rows.all_counts(["admitted_us", "sent_us", "first_byte_us", "first_token_us", "last_token_us"])?;
+    let [admitted, sent, first_byte, first_token, last_token, queued] =
+        rows.all_counts(["admitted_us", "sent_us", "first_byte_us", "first_token_us", "last_token_us", "queued_us"])?;
     let [finished, gap_count, gap_total, gap_max, status] =
         rows.all_counts(["finished_us", "gap_count", "gap_total_us", "gap_max_us", "status"])?;
 
@@ -47,10 +47,7 @@ pub fn attempts_of(batch: &RecordBatch) -> Result<Vec<Attempt>, StoreError> {
             }
             Ok(Attempt {
                 id: ids.required(row)?,
-                source: match source.required(row)? {
-                    "gateway" => Source::Gateway,
-                    other => Source::Import(other.strip_prefix("import:").unwrap_or(other).into()),
-                },
+                source: source_of(source.required(row)?),
                 context: context.get(row)?,
                 route: Route {
                     operation: operation.named(row, Operation::ALL, Operation::name)?,
@@ -71,6 +68,7 @@ pub fn attempts_of(batch: &RecordBatch) -> Result<Vec<Attempt>, StoreError> {
                     first_byte_us: first_byte.get(row)?,
                     first_token_us: first_token.get(row)?,
                     last_token_us: last_token.get(row)?,
+                    queued_us: queued.get(row)?,
                     finished_us: finished.required(row)?,
                     gaps: TokenGaps {
                         count: gap_count.small(row)?.unwrap_or(0),
@@ -108,7 +106,16 @@ pub fn postings_of(batch: &RecordBatch) -> Result<Vec<Posting>, StoreError> {
         rows.all_texts(["posting_id", "origin_kind", "origin_key", "line", "provider", "model"])?;
     let [pool, tier, policy] = rows.all_texts(["pool", "tier", "policy"])?;
     let (start, end, booked_at) = (rows.times("period_start")?, rows.times("period_end")?, rows.times("booked_at")?);
-    let estimated = rows.flags("estimated")?;
+    let (estimated, gpu_us, quality) = (rows.flags("estimated")?, rows.counts("gpu_us")?, rows.counts("quality")?);
+    let [overhead, weights, kv, compute] = rows.all_money(TERMS)?;
+    let terms = |row| {
+        Some(Terms {
+            overhead: overhead.get(row)?,
+            weights: weights.get(row)?,
+            kv: kv.get(row)?,
+            compute: compute.get(row)?,
+        })
+    };
 
     (0..batch.num_rows())
         .map(|row| {
@@ -128,60 +135,12 @@ pub fn postings_of(batch: &RecordBatch) -> Result<Vec<Posting>, StoreError> {
                     None => None,
                     Some(_) => Some(tier.named(row, [Tier::A, Tier::B, Tier::C], super::rows::tier)?),
                 },
+                basis: match gpu_us.signed(row) {
+                    None => None,
+                    Some(gpu_us) => Some(Basis { gpu_us, terms: terms(row), quality: quality.small(row)? }),
+                },
                 policy: policy.required(row)?.into(),
                 booked_at: booked_at.required(row)?,
-            })
-        })
-        .collect()
-}
-
-/// Reads rows of `capacity`.
-///
-/// # Errors
-/// As [`attempts_of`].
-pub fn capacity_of(batch: &RecordBatch) -> Result<Vec<CapacityFact>, StoreError> {
-    let rows = Rows::new(batch);
-    let [pool, replica, deployment, owner, gpu, purchase] =
-        rows.all_texts(["pool", "replica", "deployment", "owner", "gpu", "purchase"])?;
-    let (gpus, rate) = (rows.counts("gpus")?, rows.money("usd_per_gpu_hour")?);
-    let (start, end, observed_at) =
-        (rows.times("period_start")?, rows.times("period_end")?, rows.times("observed_at")?);
-
-    (0..batch.num_rows())
-        .map(|row| {
-            let pico = rate.required(row)?.pico();
-            Ok(CapacityFact {
-                pool: pool.required(row)?.into(),
-                replica: replica.required(row)?.into(),
-                deployment: deployment.label(row),
-                owner: owner.label(row),
-                gpu: gpu.required(row)?.into(),
-                gpus: gpus.small(row)?.unwrap_or(0),
-                rate: GpuHourRate::from_pico(
-                    u64::try_from(pico).map_err(|_| StoreError::corrupt("usd_per_gpu_hour", "it is out of range"))?,
-                ),
-                purchase: purchase.named(row, PURCHASES, PurchaseOption::name)?,
-                period: Period { start: start.required(row)?, end: end.required(row)? },
-                observed_at: observed_at.required(row)?,
-            })
-        })
-        .collect()
-}
-
-/// Reads rows of `gaps`.
-///
-/// # Errors
-/// As [`attempts_of`].
-pub fn gaps_of(batch: &RecordBatch) -> Result<Vec<Gap>, StoreError> {
-    let rows = Rows::new(batch);
-    let (start, end) = (rows.times("period_start")?, rows.times("period_end")?);
-    let (lost, cause) = (rows.counts("records_lost")?, rows.texts("cause")?);
-    (0..batch.num_rows())
-        .map(|row| {
-            Ok(Gap {
-                period: Period { start: start.required(row)?, end: end.required(row)? },
-                records_lost: lost.required(row)?,
-                cause: cause.required(row)?.to_owned(),
             })
         })
         .collect()
@@ -197,8 +156,14 @@ const UNPRICED: [UnpricedReason; 5] = [
     UnpricedReason::UnsupportedUnit,
     UnpricedReason::SelfHosted,
 ];
-const PURCHASES: [PurchaseOption; 4] =
-    [PurchaseOption::OnDemand, PurchaseOption::Reserved, PurchaseOption::Spot, PurchaseOption::Owned];
+fn source_of(text: &str) -> Source {
+    match text.split_once(':') {
+        Some(("span", service)) => Source::Span(service.into()),
+        Some(("import", name)) => Source::Import(name.into()),
+        _ if text == "gateway" => Source::Gateway,
+        _ => Source::Import(text.into()),
+    }
+}
 
 /// Reads an attempt's id as `<request>#<number>`.
 fn attempt_id(text: &str) -> Option<AttemptId> {
@@ -248,6 +213,11 @@ impl<'a> Rows<'a> {
     fn money(&self, name: &'static str) -> Result<Amounts, StoreError> {
         let column = self.column(name, &DataType::Decimal128(38, 12))?.as_primitive::<Decimal128Type>().clone();
         Ok(Amounts { name, column })
+    }
+
+    fn all_money<const N: usize>(&self, names: [&'static str; N]) -> Result<[Amounts; N], StoreError> {
+        let columns = names.iter().map(|name| self.money(name)).collect::<Result<Vec<_>, _>>()?;
+        columns.try_into().map_err(|_| StoreError::corrupt("columns", "their number changed"))
     }
 
     fn flags(&self, name: &str) -> Result<BooleanArray, StoreError> {
@@ -314,6 +284,10 @@ impl Counts {
         u64::try_from(count).map(Some).map_err(|_| StoreError::corrupt(&self.name, format!("{count} is negative")))
     }
 
+    fn signed(&self, row: usize) -> Option<i64> {
+        self.column.is_valid(row).then(|| self.column.value(row))
+    }
+
     fn required(&self, row: usize) -> Result<u64, StoreError> {
         self.get(row)?.ok_or_else(|| StoreError::corrupt(&self.name, "a value is missing"))
     }
@@ -345,9 +319,12 @@ struct Amounts {
 }
 
 impl Amounts {
+    fn get(&self, row: usize) -> Option<Money> {
+        self.column.is_valid(row).then(|| Money::from_pico(self.column.value(row)))
+    }
+
     fn required(&self, row: usize) -> Result<Money, StoreError> {
-        let valid = self.column.is_valid(row).then(|| Money::from_pico(self.column.value(row)));
-        valid.ok_or_else(|| StoreError::corrupt(self.name, "a value is missing"))
+        self.get(row).ok_or_else(|| StoreError::corrupt(self.name, "a value is missing"))
     }
 }
 
@@ -355,12 +332,7 @@ struct CostColumns([Amounts; 4]);
 
 impl CostColumns {
     fn new(rows: &Rows<'_>) -> Result<CostColumns, StoreError> {
-        Ok(CostColumns([
-            rows.money("list_cost")?,
-            rows.money("contracted_cost")?,
-            rows.money("effective_cost")?,
-            rows.money("billed_cost")?,
-        ]))
+        Ok(CostColumns(rows.all_money(["list_cost", "contracted_cost", "effective_cost", "billed_cost"])?))
     }
 
     fn required(&self, row: usize) -> Result<Costs, StoreError> {

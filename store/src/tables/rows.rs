@@ -6,7 +6,7 @@ use arrow::array::{
     ArrayRef, BooleanArray, Date32Array, Decimal128Array, Int64Array, RecordBatch, StringArray, StringBuilder,
     TimestampMicrosecondArray,
 };
-use ledger::{Attempt, CapacityFact, Context, Costs, Gap, Posting, Source, Timestamp, TokenKind};
+use ledger::{Attempt, Context, Costs, Money, Posting, Source, Terms, Timestamp, TokenKind};
 use uuid::Uuid;
 
 use crate::error::StoreError;
@@ -39,6 +39,7 @@ pub(crate) fn attempts(rows: &[Attempt]) -> Result<RecordBatch, StoreError> {
         counts(rows, |row| row.timeline.first_byte_us),
         counts(rows, |row| row.timeline.first_token_us),
         counts(rows, |row| row.timeline.last_token_us),
+        counts(rows, |row| row.timeline.queued_us),
         counts(rows, |row| Some(row.timeline.finished_us)),
         counts(rows, |row| Some(u64::from(row.timeline.gaps.count))),
         counts(rows, |row| Some(row.timeline.gaps.total_us)),
@@ -82,48 +83,24 @@ pub(crate) fn postings(rows: &[Posting]) -> Result<RecordBatch, StoreError> {
     columns.extend([
         flags(rows, |row| row.estimated),
         texts(rows, |row| row.tier.map(tier)),
+        Arc::new(rows.iter().map(|row| Some(row.basis?.gpu_us)).collect::<Int64Array>()),
+        term(rows, |terms| terms.overhead)?,
+        term(rows, |terms| terms.weights)?,
+        term(rows, |terms| terms.kv)?,
+        term(rows, |terms| terms.compute)?,
+        counts(rows, |row| row.basis?.quality.map(u64::from)),
         texts(rows, |row| Some(&row.policy)),
         times(rows, |row| row.booked_at),
     ]);
     Ok(RecordBatch::try_new(TableName::Postings.schema(), columns)?)
 }
 
-/// Rows for `capacity`.
-pub(crate) fn capacity(rows: &[CapacityFact]) -> Result<RecordBatch, StoreError> {
-    let columns = vec![
-        days(rows, |row| row.period.start),
-        texts(rows, |row| Some(&row.pool)),
-        texts(rows, |row| Some(&row.replica)),
-        texts(rows, |row| row.deployment.as_deref()),
-        texts(rows, |row| row.owner.as_deref()),
-        texts(rows, |row| Some(&row.gpu)),
-        counts(rows, |row| Some(u64::from(row.gpus))),
-        decimals(rows, |row| Some(i128::from(row.rate.pico())))?,
-        texts(rows, |row| Some(row.purchase.name())),
-        times(rows, |row| row.period.start),
-        times(rows, |row| row.period.end),
-        times(rows, |row| row.observed_at),
-    ];
-    Ok(RecordBatch::try_new(TableName::Capacity.schema(), columns)?)
-}
-
-/// Rows for `gaps`.
-pub(crate) fn gaps(rows: &[Gap]) -> Result<RecordBatch, StoreError> {
-    let columns = vec![
-        days(rows, |row| row.period.start),
-        times(rows, |row| row.period.start),
-        times(rows, |row| row.period.end),
-        counts(rows, |row| Some(row.records_lost)),
-        texts(rows, |row| Some(&row.cause)),
-    ];
-    Ok(RecordBatch::try_new(TableName::Gaps.schema(), columns)?)
-}
-
-/// `gateway`, or `import:` and the import's name.
+/// `gateway`, or `import:` and the import's name, or `span:` and the service's.
 fn source(source: &Source) -> String {
     match source {
         Source::Gateway => "gateway".to_owned(),
         Source::Import(name) => format!("import:{name}"),
+        Source::Span(service) => format!("span:{service}"),
     }
 }
 
@@ -164,6 +141,10 @@ fn costs<T>(rows: &[T], of: impl Fn(&T) -> Option<Costs>) -> Result<[ArrayRef; 4
         decimals(rows, |row| of(row).map(|costs| costs.effective_cost.pico()))?,
         decimals(rows, |row| of(row).map(|costs| costs.billed_cost.pico()))?,
     ])
+}
+
+fn term(rows: &[Posting], of: impl Fn(Terms) -> Money) -> Result<ArrayRef, StoreError> {
+    decimals(rows, |row| Some(of(row.basis?.terms?).pico()))
 }
 
 fn texts<'a, T>(rows: &'a [T], of: impl Fn(&'a T) -> Option<&'a str>) -> ArrayRef {

@@ -5,6 +5,8 @@ use std::sync::{Arc, LazyLock};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use ledger::TokenKind;
 
+use crate::tables::facts;
+
 /// The partition column of every table: the UTC day of the row.
 pub const DAY: &str = "day";
 
@@ -19,11 +21,40 @@ pub enum TableName {
     Capacity,
     /// One row per time in which metering was blind.
     Gaps,
+    /// One row per observation of an engine process.
+    Engines,
+    /// One row per reading of an engine's counters.
+    Readings,
+    /// One row per step of an engine.
+    Steps,
+    /// One row per call that somebody told of.
+    Spans,
+    /// One row per observation of a job.
+    Jobs,
+    /// One row per reading of a GPU.
+    Gpus,
 }
+
+/// How many tables there are.
+pub(crate) const TABLES: usize = TableName::ALL.len();
+
+/// One of something for each table, by [`TableName::index`].
+pub(crate) type PerTable<T> = [T; TABLES];
 
 impl TableName {
     /// Every table, in the order of their commits.
-    pub const ALL: [TableName; 4] = [TableName::Attempts, TableName::Postings, TableName::Capacity, TableName::Gaps];
+    pub const ALL: [TableName; 10] = [
+        TableName::Attempts,
+        TableName::Postings,
+        TableName::Capacity,
+        TableName::Gaps,
+        TableName::Engines,
+        TableName::Readings,
+        TableName::Steps,
+        TableName::Spans,
+        TableName::Jobs,
+        TableName::Gpus,
+    ];
 
     /// The name in SQL and of the folder.
     #[must_use]
@@ -33,13 +64,19 @@ impl TableName {
             TableName::Postings => "postings",
             TableName::Capacity => "capacity",
             TableName::Gaps => "gaps",
+            TableName::Engines => "engines",
+            TableName::Readings => "readings",
+            TableName::Steps => "steps",
+            TableName::Spans => "spans",
+            TableName::Jobs => "jobs",
+            TableName::Gpus => "gpus",
         }
     }
 
     /// The columns.
     #[must_use]
     pub fn schema(self) -> SchemaRef {
-        static SCHEMAS: LazyLock<[SchemaRef; 4]> = LazyLock::new(|| [attempts(), postings(), capacity(), gaps()]);
+        static SCHEMAS: LazyLock<PerTable<SchemaRef>> = LazyLock::new(|| TableName::ALL.map(columns));
         Arc::clone(&SCHEMAS[self.index()])
     }
 
@@ -50,17 +87,28 @@ impl TableName {
             TableName::Attempts => "request_id,received_at",
             TableName::Postings => "request_id,posting_id,period_start",
             TableName::Capacity => "pool,period_start",
-            TableName::Gaps => "period_start",
+            TableName::Jobs => "pool,period_start",
+            TableName::Engines => "engine,period_start",
+            TableName::Readings => "engine,read_at",
+            TableName::Steps => "engine,started_at",
+            TableName::Gaps | TableName::Spans => "period_start",
+            TableName::Gpus => "uuid,read_at",
+        }
+    }
+
+    /// The column that says when a row happened; the partition is its day.
+    #[must_use]
+    pub const fn time(self) -> &'static str {
+        match self {
+            TableName::Attempts => "received_at",
+            TableName::Readings | TableName::Gpus => "read_at",
+            TableName::Steps => "started_at",
+            _ => "period_start",
         }
     }
 
     pub(crate) const fn index(self) -> usize {
-        match self {
-            TableName::Attempts => 0,
-            TableName::Postings => 1,
-            TableName::Capacity => 2,
-            TableName::Gaps => 3,
-        }
+        self as usize
     }
 }
 
@@ -73,6 +121,9 @@ pub fn token_column(kind: TokenKind) -> String {
         other => format!("{other}_tokens"),
     }
 }
+
+/// The parts of an amount by the term of the step-time model that caused it.
+pub(crate) const TERMS: [&str; 4] = ["term_overhead", "term_weights", "term_kv", "term_compute"];
 
 pub(crate) const CONTEXT: [&str; 12] = [
     "consumer",
@@ -121,6 +172,14 @@ fn context() -> Vec<Field> {
     CONTEXT.iter().map(|name| text(name)).chain([text("tags")]).collect()
 }
 
+fn columns(table: TableName) -> SchemaRef {
+    match table {
+        TableName::Attempts => attempts(),
+        TableName::Postings => postings(),
+        facts => Arc::new(Schema::new([vec![day()], facts::fields(facts)].concat())),
+    }
+}
+
 fn attempts() -> SchemaRef {
     let mut fields = vec![day(), text("request_id"), count("attempt"), text("source")];
     fields.extend(context());
@@ -147,6 +206,7 @@ fn attempts() -> SchemaRef {
             "first_byte_us",
             "first_token_us",
             "last_token_us",
+            "queued_us",
             "finished_us",
             "gap_count",
             "gap_total_us",
@@ -183,24 +243,8 @@ fn postings() -> SchemaRef {
     fields.extend(context());
     fields.extend(["provider", "model", "pool"].map(text));
     fields.extend(costs());
-    fields.extend([flag("estimated"), text("tier"), text("policy"), time("booked_at")]);
+    fields.extend([flag("estimated"), text("tier"), count("gpu_us")]);
+    fields.extend(TERMS.map(money));
+    fields.extend([count("quality"), text("policy"), time("booked_at")]);
     Arc::new(Schema::new(fields))
-}
-
-fn capacity() -> SchemaRef {
-    let mut fields = vec![day()];
-    fields.extend(["pool", "replica", "deployment", "owner", "gpu"].map(text));
-    fields.extend([
-        count("gpus"),
-        money("usd_per_gpu_hour"),
-        text("purchase"),
-        time("period_start"),
-        time("period_end"),
-        time("observed_at"),
-    ]);
-    Arc::new(Schema::new(fields))
-}
-
-fn gaps() -> SchemaRef {
-    Arc::new(Schema::new(vec![day(), time("period_start"), time("period_end"), count("records_lost"), text("cause")]))
 }

@@ -15,7 +15,8 @@ async fn replay_equals_tables() {
     assert_eq!(in_log, expected_books(&facts));
 
     let flushed = store.flush(at(1)).await.unwrap();
-    assert_eq!((flushed.attempts, flushed.postings, flushed.capacity, flushed.gaps), (200, 160, 3, 1));
+    assert_eq!((flushed.attempts, flushed.postings, flushed.capacity, flushed.gaps), (200, 168, 3, 1));
+    assert_eq!(flushed.telemetry, 24);
     assert_eq!(books(&store).await, in_log);
     assert_clean(&store).await;
     drop(store);
@@ -33,7 +34,7 @@ async fn flushing_twice_is_flushing_once() {
     store.append_all(&facts(20)).unwrap();
     store.flush(at(1)).await.unwrap();
     let second = store.flush(at(2)).await.unwrap();
-    assert_eq!((second.attempts, second.postings, second.capacity, second.gaps), (0, 0, 0, 0));
+    assert_eq!((second.attempts, second.postings, second.capacity, second.telemetry), (0, 0, 0, 0));
     assert_eq!(books(&store).await, expected_books(&facts(20)));
 }
 

@@ -7,3 +7,4 @@ mod failures;
 mod imports;
 mod queries;
 mod sample;
+mod telemetry;

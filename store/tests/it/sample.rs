@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use arrow::array::AsArray;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Decimal128Type, Int64Type};
 use ledger::{
     Attempt, AttemptId, CapacityFact, Charge, Context, EstimateReason, Fact, Gap, Money, Opened, Operation, Outcome,
     Period, PurchaseOption, RequestId, ResolvedRates, Route, ServiceClass, Source, Timeline, Timestamp, TokenGaps,
     TokenKind, TokenPrice, TokenUsage, UnpricedReason, UsageQuality,
 };
-use store::{Options, Recovery, Store, attempts_of, postings_of};
+use store::{Options, Recovery, Session, Store, StoreError, attempts_of, postings_of};
 
 pub const START: i64 = 1_764_000_000_000_000;
 
@@ -47,7 +47,11 @@ pub fn attempt(number: u32) -> Attempt {
     }
     Attempt {
         id: id(number),
-        source: if number.is_multiple_of(7) { Source::Import("requests:a.jsonl".into()) } else { Source::Gateway },
+        source: match number % 7 {
+            0 => Source::Import("requests:a.jsonl".into()),
+            1 => Source::Span("agent".into()),
+            _ => Source::Gateway,
+        },
         context: Context {
             team: Some(team.into()),
             trace_id: Some(format!("{number:032x}").into()),
@@ -68,6 +72,7 @@ pub fn attempt(number: u32) -> Attempt {
             received_at: id(number).request.at(),
             sent_us: Some(20),
             first_token_us: number.is_multiple_of(2).then_some(300),
+            queued_us: number.is_multiple_of(3).then_some(u64::from(number)),
             finished_us: 1_000 + u64::from(number),
             gaps: TokenGaps { count: 3, total_us: 60, max_us: 30 },
             ..Timeline::default()
@@ -125,6 +130,7 @@ pub fn facts(attempts: u32) -> Vec<Fact> {
     let mut facts: Vec<Fact> = (0..attempts).flat_map(|number| [opened(number), finished(number)]).collect();
     facts.extend((0..3).map(capacity));
     facts.push(gap(1));
+    facts.extend((0..4).flat_map(crate::telemetry::facts));
     facts
 }
 
@@ -153,14 +159,25 @@ pub async fn books(store: &Store) -> Vec<String> {
     for batch in session.sql("SELECT * FROM postings").await.unwrap() {
         rows.extend(postings_of(&batch).unwrap().iter().map(|row| format!("{row:?}")));
     }
-    for batch in session.sql("SELECT * FROM capacity").await.unwrap() {
-        rows.extend(store::capacity_of(&batch).unwrap().iter().map(|row| format!("{row:?}")));
-    }
-    for batch in session.sql("SELECT * FROM gaps").await.unwrap() {
-        rows.extend(store::gaps_of(&batch).unwrap().iter().map(|row| format!("{row:?}")));
-    }
+    rows.extend(all(&session, "capacity", store::capacity_of).await);
+    rows.extend(all(&session, "gaps", store::gaps_of).await);
+    rows.extend(all(&session, "engines", store::engines_of).await);
+    rows.extend(all(&session, "readings", store::readings_of).await);
+    rows.extend(all(&session, "steps", store::steps_of).await);
+    rows.extend(all(&session, "spans", store::spans_of).await);
+    rows.extend(all(&session, "jobs", store::jobs_of).await);
+    rows.extend(all(&session, "gpus", store::gpus_of).await);
     rows.sort();
     rows
+}
+
+async fn all<T: std::fmt::Debug>(
+    session: &Session,
+    table: &str,
+    read: impl Fn(&RecordBatch) -> Result<Vec<T>, StoreError>,
+) -> Vec<String> {
+    let batches = session.sql(&format!("SELECT * FROM {table}")).await.unwrap();
+    batches.iter().flat_map(|batch| read(batch).unwrap()).map(|row| format!("{row:?}")).collect()
 }
 
 /// What the books of these facts must be, without any store.
@@ -179,8 +196,26 @@ pub fn expected_books(facts: &[Fact]) -> Vec<String> {
             Fact::Posting(posting) => {
                 rows.insert(format!("{posting:?}"));
             }
-            Fact::Gap(gap) => {
-                rows.insert(format!("{gap:?}"));
+            Fact::Gap(row) => {
+                rows.insert(format!("{row:?}"));
+            }
+            Fact::Engine(row) => {
+                rows.insert(format!("{row:?}"));
+            }
+            Fact::Reading(row) => {
+                rows.insert(format!("{row:?}"));
+            }
+            Fact::Step(row) => {
+                rows.insert(format!("{row:?}"));
+            }
+            Fact::Span(row) => {
+                rows.insert(format!("{row:?}"));
+            }
+            Fact::Job(row) => {
+                rows.insert(format!("{row:?}"));
+            }
+            Fact::Gpu(row) => {
+                rows.insert(format!("{row:?}"));
             }
         }
     }

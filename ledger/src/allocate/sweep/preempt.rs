@@ -74,8 +74,8 @@ impl Sweep {
     fn resume(&mut self, at: u32, held: f64) {
         self.settle(at as usize);
         let now = (self.now_s, self.now_us);
-        let predicted_s = (self.alpha + self.beta * held / 2.0) * held;
         let slot = &mut self.slots[at as usize];
+        let predicted_s = (slot.alpha + self.beta * held / 2.0) * held;
         let left_us = slot.timeline.last_token.micros() - self.base.micros() - now.1;
         let length_us = whole_micros(predicted_s).clamp(1, left_us.max(1));
         slot.phase = Phase::Recompute;
@@ -83,11 +83,9 @@ impl Sweep {
         slot.rate = held / slot.computing_s;
         slot.b = slot.rate;
         slot.a = -slot.rate * now.0;
-        slot.since = self.integrals;
-        slot.since_s = now.0;
         slot.epoch = slot.epoch.wrapping_add(1);
         let event = Reverse((now.1 + length_us, at, slot.epoch));
-        self.totals.add(&self.slots[at as usize], 1.0);
         self.events.push(event);
+        self.enter(at as usize);
     }
 }

@@ -1,7 +1,6 @@
-//! Settling pools minute by minute: what a pool cost and nothing has allocated becomes a posting of its own.
+//! The minutes of a pool, and what becomes of one of which nothing is known: a posting of its own.
 //!
-//! Allocation to requests takes the place of this once telemetry says who used a pool; until then the cost is a named
-//! line, never hidden and never spread by a guess.
+//! Where nobody says who used a pool its cost is a named line, never hidden and never spread by a guess.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -93,7 +92,15 @@ fn minutes(facts: &[&CapacityFact], window: Period) -> BTreeSet<Timestamp> {
     starts
 }
 
-fn posting(origin: Origin, pool: &Label, period: Period, open: Money, before: Money, now: Timestamp) -> Posting {
+/// The posting of a minute's cost that nobody is known to have caused, `before` having been posted of it so far.
+pub(super) fn posting(
+    origin: Origin,
+    pool: &Label,
+    period: Period,
+    open: Money,
+    before: Money,
+    now: Timestamp,
+) -> Posting {
     Posting {
         id: posting_id(pool, period.start, before),
         origin,
@@ -113,15 +120,19 @@ fn posting(origin: Origin, pool: &Label, period: Period, open: Money, before: Mo
     }
 }
 
-/// A UUIDv7 at the minute whose other bits are an FNV-1a hash of what makes the posting unique.
+/// A UUIDv7 at the minute whose other bits are a hash of what makes the posting unique.
 fn posting_id(pool: &str, start: Timestamp, before: Money) -> PostingId {
+    let bytes = pool.bytes().chain([0]).chain(start.micros().to_be_bytes()).chain(before.pico().to_be_bytes());
+    let mut random = [0; 10];
+    random.copy_from_slice(&hash(bytes).to_be_bytes()[6..]);
+    PostingId::new(start, random)
+}
+
+/// FNV-1a in 128 bits.
+pub(super) fn hash(bytes: impl IntoIterator<Item = u8>) -> u128 {
     const OFFSET: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
-    let bytes = pool.bytes().chain([0]).chain(start.micros().to_be_bytes()).chain(before.pico().to_be_bytes());
-    let hash = bytes.fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME));
-    let mut random = [0; 10];
-    random.copy_from_slice(&hash.to_be_bytes()[6..]);
-    PostingId::new(start, random)
+    bytes.into_iter().fold(OFFSET, |hash, byte| (hash ^ u128::from(byte)).wrapping_mul(PRIME))
 }
 
 #[cfg(test)]
