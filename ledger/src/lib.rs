@@ -6,6 +6,7 @@
 
 pub mod allocate;
 pub mod attempt;
+pub mod bill;
 pub mod capacity;
 pub mod charge;
 pub mod closure;

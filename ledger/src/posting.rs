@@ -109,6 +109,18 @@ impl Line {
             Line::Job => "job",
         }
     }
+
+    /// Whether GPUs stood still for it, for whatever reason.
+    #[must_use]
+    pub const fn is_idle(self) -> bool {
+        matches!(self, Line::IdleReserved | Line::Headroom | Line::Warm | Line::ColdStart | Line::Stranded)
+    }
+
+    /// Whether somebody's own work was paid with it.
+    #[must_use]
+    pub const fn is_use(self) -> bool {
+        matches!(self, Line::Request | Line::Job)
+    }
 }
 
 /// How much was known when a pool's cost was allocated.

@@ -149,9 +149,9 @@ impl Declared {
         starting
     }
 
-    /// What an engine says of its own limits.
-    pub fn learn(&self, engine: &str, learned: Learned) {
-        self.lock().engines.learn(engine, learned);
+    /// What an engine says of itself.
+    pub fn learn(&self, engine: &str, learned: Learned, now: Timestamp) {
+        self.lock().engines.learn(engine, learned, now);
     }
 
     /// Takes constants that were fitted, from the fact's start on.
@@ -320,7 +320,7 @@ mod tests {
             declared.replica((&pool, &extra), &ReplicaEvent::Started(one), None, at(1)).unwrap();
             declared.job_started(job(&extra), None, at(2)).unwrap();
             declared.replica((&pool, &replica), &ReplicaEvent::Stopped, None, at(3)).unwrap();
-            assert_eq!(declared.engines()[0].1, false, "its replica was stopped");
+            assert!(!declared.engines()[0].1, "its replica was stopped");
         }
         let declared = Declared::open(data.path(), &loaded(), at(60)).unwrap();
         let facts = declared.observe(at(70));

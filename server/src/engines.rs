@@ -9,12 +9,19 @@ use ledger::allocate::replica::Replica;
 use ledger::allocate::shape::Model;
 use ledger::allocate::timeline::Limits;
 use ledger::gpu::GpuSheet;
-use ledger::{Adapter, CapacityFact, EngineFact, EngineSetup, Label, Period, Timestamp};
+use ledger::settle::interval_of;
+use ledger::telemetry::Speculation;
+use ledger::{Adapter, CapacityFact, EngineFact, EngineReading, EngineSetup, Label, Period, Timestamp};
 
-use crate::config::{EngineSection, Loaded, PoolSection, UpstreamSection, gpu_sheet, mig_slice};
+use crate::config::{EngineSection, Loaded, PoolSection, UpstreamSection, gpu_sheet, mig_slice, nine_digits};
 
 /// The end of 9999: when an engine is ready of which nobody has heard yet.
 pub const NOT_YET: Timestamp = Timestamp::from_micros(253_402_300_799_000_000);
+
+/// Steps of requests that make an average of speculation.
+const STEPS_MIN: u64 = 1_000;
+/// How far speculation has to move before the engine counts as changed.
+const SPECULATION_MOVED: f64 = 0.1;
 
 /// All engines.
 #[derive(Debug, Clone, Default)]
@@ -41,11 +48,28 @@ struct Known {
     heard: bool,
 }
 
-/// What an engine says of its own limits.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// What an engine says of itself.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Learned {
     /// Tokens that fit its KV cache.
     pub kv_tokens: Option<u64>,
+    /// How many tokens it drafts and accepts in a step.
+    pub speculation: Option<Speculation>,
+}
+
+impl Learned {
+    /// What a reading tells. A step of a decoding request delivers one token and those that were accepted, so that there
+    /// were `generated - accepted` such steps; speculation is told when there were enough of them to say.
+    #[must_use]
+    pub fn of(reading: &EngineReading) -> Learned {
+        let speculation = || {
+            let (drafted, accepted) = (reading.drafted_tokens?, reading.accepted_tokens?);
+            let steps = reading.generation_tokens?.checked_sub(accepted).filter(|&steps| steps >= STEPS_MIN)?;
+            let each = |tokens: u64| nine_digits(as_number(tokens) / as_number(steps));
+            (drafted > 0).then(|| Speculation { drafted: each(drafted.max(accepted)), accepted: each(accepted) })
+        };
+        Learned { kv_tokens: reading.kv_tokens, speculation: speculation() }
+    }
 }
 
 impl Engines {
@@ -141,13 +165,25 @@ impl Engines {
         fact.ready_at == Some(NOT_YET)
     }
 
-    /// What the engine says of its own limits; the configuration's own numbers stay.
-    pub fn learn(&mut self, engine: &str, learned: Learned) {
+    /// What the engine says of itself; the configuration's own numbers stay. The size of its cache holds for all of its
+    /// time; speculation that moved holds from the next minute on.
+    pub fn learn(&mut self, engine: &str, learned: Learned, now: Timestamp) {
         let Some(known) = self.known.get_mut(engine) else { return };
         known.learned.kv_tokens = learned.kv_tokens.or(known.learned.kv_tokens);
-        let known_before = known.configured.setup.limits.kv_tokens;
+        known.learned.speculation = learned.speculation.or(known.learned.speculation);
+        let kv_tokens = known.configured.setup.limits.kv_tokens.or(known.learned.kv_tokens.map(as_number));
         for fact in known.now.iter_mut().chain(&mut known.next) {
-            fact.setup.limits.kv_tokens = known_before.or(known.learned.kv_tokens.map(as_number));
+            fact.setup.limits.kv_tokens = kv_tokens;
+        }
+        let (Some(fact), Some(told)) = (&mut known.now, learned.speculation) else { return };
+        match fact.setup.speculation {
+            None => fact.setup.speculation = Some(told),
+            Some(before) if moved(before, told) => {
+                let start = interval_of(now).end;
+                let fresh = || EngineFact { period: Period { start, end: start }, ready_at: None, ..fact.clone() };
+                known.next.get_or_insert_with(fresh).setup.speculation = Some(told);
+            }
+            Some(_) => {}
         }
     }
 
@@ -216,6 +252,7 @@ impl Known {
         let mut fact =
             EngineFact { period: Period { start, end: start }, observed_at: start, ..self.configured.clone() };
         fact.setup.limits.kv_tokens = fact.setup.limits.kv_tokens.or(self.learned.kv_tokens.map(as_number));
+        fact.setup.speculation = self.learned.speculation;
         fact
     }
 
@@ -308,10 +345,15 @@ fn sliced(sheet: &GpuSheet, slice: MigSlice) -> GpuSheet {
     let name = format!("{} {}/7 {}/8", sheet.name, slice.compute, slice.memory);
     GpuSheet::custom(
         &name,
-        crate::config::nine_digits(sheet.flop_per_s * compute),
-        crate::config::nine_digits(sheet.bytes_per_s * memory),
+        nine_digits(sheet.flop_per_s * compute),
+        nine_digits(sheet.bytes_per_s * memory),
         sheet.memory_bytes * memory,
     )
+}
+
+fn moved(before: Speculation, after: Speculation) -> bool {
+    let apart = |before: f64, after: f64| (after - before).abs() > SPECULATION_MOVED * before.max(SPECULATION_MOVED);
+    apart(before.drafted, after.drafted) || apart(before.accepted, after.accepted)
 }
 
 /// A count for the step model; beyond 2^53 its last digits do not matter.
@@ -405,11 +447,36 @@ mod tests {
     }
 
     #[test]
+    fn speculation_is_averaged_and_starts_a_new_fact_when_it_moves() {
+        let reading = |generated, drafted, accepted| EngineReading {
+            generation_tokens: Some(generated),
+            drafted_tokens: Some(drafted),
+            accepted_tokens: Some(accepted),
+            ..EngineReading::default()
+        };
+        assert_eq!(Learned::of(&reading(900, 1_800, 300)), Learned::default(), "too few steps");
+        assert_eq!(Learned::of(&reading(9_000, 0, 0)), Learned::default(), "it does not speculate");
+        let learned = Learned::of(&reading(3_000, 6_000, 1_000));
+        assert_eq!(learned.speculation, Some(Speculation { drafted: 3.0, accepted: 0.5 }));
+
+        let folder = tempfile::tempdir().unwrap();
+        let mut engines = Engines::new(&loaded(&folder, ""), at(0)).unwrap();
+        engines.learn("a", learned, at(5));
+        engines.learn("a", Learned::of(&reading(3_000, 6_100, 1_000)), at(10));
+        assert_eq!(engines.observe(at(20))[0].setup.speculation, learned.speculation, "it did not move");
+        let other = Learned::of(&reading(4_000, 6_000, 2_000));
+        engines.learn("a", other, at(30));
+        let facts = engines.observe(at(70));
+        assert_eq!(facts.iter().map(span).collect::<Vec<_>>(), [(0, 60), (60, 70)]);
+        assert_eq!((facts[0].setup.speculation, facts[1].setup.speculation), (learned.speculation, other.speculation));
+    }
+
+    #[test]
     fn new_constants_begin_when_they_say_and_limits_are_learned() {
         let folder = tempfile::tempdir().unwrap();
         let known = loaded(&folder, "engine = { model_config = \"config.json\" }");
         let mut engines = Engines::new(&known, at(0)).unwrap();
-        engines.learn("a", Learned { kv_tokens: Some(40_000) });
+        engines.learn("a", Learned { kv_tokens: Some(40_000), speculation: None }, at(1));
         let before = engines.observe(at(60)).swap_remove(0);
         assert_eq!(before.setup.limits.kv_tokens, Some(40_000.0));
         let mut fitted = before.clone();

@@ -114,8 +114,10 @@ function show(live) {
   costs(live.costs);
   const poolPlaces = placesFor(live.pools.map((pool) => pool.cost));
   const taskPlaces = placesFor(live.tasks.map((task) => task.effective_cost));
-  fill(byId("pools"), [["pool"], ["owner"], ["GPUs"], ["USD per GPU-hour", "number detail"], ["cost", "number"], ["not yet allocated", "number"]],
-    live.pools.map((pool) => [pool.pool, pool.owner ?? "–", pool.gpus + " × " + pool.gpu, pool.usd_per_gpu_hour, dollars(pool.cost, poolPlaces), dollars(pool.unallocated, poolPlaces)]));
+  fill(byId("pools"), [["pool"], ["owner"], ["GPUs"], ["USD per GPU-hour", "number detail"], ["cost", "number"],
+      ["busy", "number"], ["idle", "number"], ["waste", "number detail"], ["not yet allocated", "number"]],
+    live.pools.map((pool) => [pool.pool, pool.owner ?? "–", pool.gpus + " × " + pool.gpu, pool.usd_per_gpu_hour, dollars(pool.cost, poolPlaces),
+      dollars(pool.busy, poolPlaces), dollars(pool.idle, poolPlaces), dollars(pool.waste, poolPlaces), dollars(pool.unallocated, poolPlaces)]));
   fill(byId("tasks"), [["task"], ["team"], ["feature", "detail"], ["requests", "number"], ["input tokens", "number detail"],
       ["output tokens", "number detail"], ["provider cost", "number"]],
     live.tasks.map((task) => [task.task, task.team ?? "–", task.feature ?? "–", number.format(task.requests), number.format(task.input_tokens), number.format(task.output_tokens),

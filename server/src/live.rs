@@ -10,7 +10,6 @@ use store::Session;
 
 use crate::api::State;
 use crate::report::{Dimension, report};
-use crate::rows;
 
 /// Tasks that the page shows.
 const TASKS_MAX: usize = 15;
@@ -81,7 +80,7 @@ pub async fn tasks(session: &Session, most: usize) -> anyhow::Result<Vec<Value>>
     crate::commands::sql::documents(&session.sql(&query).await?)
 }
 
-/// What each pool cost within the period, how much of it is booked, and how much is booked as unallocated.
+/// What each pool cost within the period, and what of it is booked for whom: busy, idle and why, waste, unallocated.
 ///
 /// # Errors
 /// When the ledger cannot be read.
@@ -90,27 +89,19 @@ pub async fn pools(session: &Session, period: Period) -> anyhow::Result<Vec<Valu
     for batch in session.sql("SELECT * FROM capacity").await? {
         capacity.extend(store::capacity_of(&batch)?);
     }
-    let query = format!(
-        "SELECT pool, sum(effective_cost) AS booked, \
-         sum(CASE WHEN line = 'unallocated' THEN effective_cost ELSE CAST(0 AS DECIMAL(38, 12)) END) AS unallocated \
-         FROM postings WHERE origin_kind = 'pool' AND {} GROUP BY pool",
-        rows::within("period_start", period)
-    );
-    let mut booked: BTreeMap<String, (Money, Money)> = BTreeMap::new();
-    for batch in session.sql(&query).await? {
-        let amount = |name: &str, row| anyhow::Ok(rows::money(rows::column(&batch, name)?, row)?.unwrap_or_default());
-        for row in 0..batch.num_rows() {
-            let pool = rows::plain(rows::column(&batch, "pool")?, row)?;
-            booked.insert(pool, (amount("booked", row)?, amount("unallocated", row)?));
-        }
-    }
+    let books = crate::report::pools(session, period).await?;
     Ok(by_pool(&capacity, period)
         .into_iter()
         .map(|(pool, (cost, newest))| {
-            let (booked, unallocated) = booked.get(pool).copied().unwrap_or_default();
+            let books = books.iter().find(|books| books.pool == pool);
+            // A pool of which nothing is booked yet has nothing in its books, which is known.
+            let zero = Money::ZERO;
+            let of = |part: fn(&crate::report::PoolBooks) -> Money| books.map_or(zero, part);
             json!({
                 "pool": pool, "owner": newest.owner, "gpu": newest.gpu, "gpus": newest.gpus, "usd_per_gpu_hour": newest.rate,
-                "cost": cost, "booked": booked, "unallocated": unallocated,
+                "cost": cost, "booked": of(|books| books.all.cost), "unallocated": of(|books| books.unallocated.cost),
+                "busy": of(|books| books.busy.cost), "idle": of(|books| books.idle.cost), "waste": of(|books| books.waste.cost),
+                "books": books,
             })
         })
         .collect())

@@ -7,11 +7,16 @@ use axum::extract::State as Shared;
 use axum::http::header;
 use axum::response::IntoResponse;
 
+use ledger::{Line, Money};
+
 use crate::api::{ApiError, State};
+use crate::report::PoolBooks;
 use crate::rows;
 
 /// Most providers that get a label of their own; the rest is `other`, so that no client can grow the page.
 const PROVIDERS_MAX: usize = 50;
+/// Pools that get labels of their own; the rest is `other`.
+const POOLS_MAX: usize = 100;
 /// Engines that get lines of their own.
 const ENGINES_MAX: usize = 200;
 
@@ -126,7 +131,44 @@ pub async fn ledger(state: &State) -> anyhow::Result<String> {
                 writeln!(text, "farthing_tokens_total{{provider=\"{provider}\",direction=\"{direction}\"}} {value}");
         }
     }
+    pools(&mut text, &crate::report::pools(&session, ledger::Period::ALL).await?);
     Ok(text)
+}
+
+/// What is booked for pools: dollars by line and GPU-seconds. Pools come from the configuration; beyond a bound the rest is `other`.
+fn pools(text: &mut String, pools: &[PoolBooks]) {
+    let mut sums: BTreeMap<(&str, &str), (Money, Option<i64>)> = BTreeMap::new();
+    for (place, books) in pools.iter().enumerate() {
+        let pool = if place < POOLS_MAX { books.pool.as_str() } else { "other" };
+        for line in &books.lines {
+            let (cost, gpu_us) = sums.entry((pool, line.line)).or_insert((Money::ZERO, Some(0)));
+            *cost += line.part.cost;
+            *gpu_us = gpu_us.zip(line.part.gpu_us).map(|(one, two)| one.saturating_add(two));
+        }
+    }
+    let families = [
+        ("pool_cost_usd", "What is booked for the pool by line, USD. Corrections can lower it."),
+        ("pool_idle_usd", "What of it stood idle, whatever for, USD."),
+        ("pool_unallocated_usd", "What of it nothing has allocated yet, USD."),
+        ("pool_gpu_seconds", "GPU-seconds that are booked by line; absent where a part is unknown."),
+    ];
+    for (name, help) in families {
+        let _ = writeln!(text, "# HELP farthing_{name} {help}\n# TYPE farthing_{name} gauge");
+        let wanted = |line: &str| match name {
+            "pool_idle_usd" => Line::ALL.into_iter().any(|known| known.name() == line && known.is_idle()),
+            "pool_unallocated_usd" => line == Line::Unallocated.name(),
+            _ => true,
+        };
+        for ((pool, line), (cost, gpu_us)) in sums.iter().filter(|((_, line), _)| wanted(line)) {
+            let value = match name {
+                "pool_gpu_seconds" => gpu_us.map(|micros| ledger::decimal::format_scaled(micros.into(), 6, 1)),
+                _ => Some(cost.to_string()),
+            };
+            if let Some(value) = value {
+                let _ = writeln!(text, "farthing_{name}{{pool=\"{}\",line=\"{line}\"}} {value}", escaped(pool));
+            }
+        }
+    }
 }
 
 fn family(text: &mut String, name: &str, help: &str) {

@@ -3,16 +3,20 @@
 //! A request counts where its first attempt went, so that requests add up over any grouping. Amounts come from postings
 //! only. Costs that no request caused are rows of their own and never part of a request's.
 
+mod pools;
+
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
 use ledger::{Line, Money, Period};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use store::Session;
 use utoipa::ToSchema;
 
 use crate::config::nearest;
 use crate::rows;
+
+pub use pools::{Part, PoolBooks, engines_within, pools};
 
 /// What costs can be grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -170,6 +174,15 @@ pub struct Sums {
     /// What it really cost; `null` when nothing in the group has an amount, which is not zero.
     #[schema(value_type = Option<String>)]
     pub effective_cost: Option<Money>,
+    /// GPU-seconds that the amounts of pools pay; `null` when none of them says.
+    #[serde(rename = "gpu_seconds", serialize_with = "gpu_seconds")]
+    #[schema(value_type = Option<String>)]
+    pub gpu_us: Option<i64>,
+}
+
+/// Microseconds as seconds, in a decimal text.
+fn gpu_seconds<S: Serializer>(micros: &Option<i64>, serializer: S) -> Result<S::Ok, S::Error> {
+    micros.map(|micros| ledger::decimal::format_scaled(micros.into(), 6, 1)).serialize(serializer)
 }
 
 /// Known amounts add up; an unknown one adds nothing and makes nothing known.
@@ -191,6 +204,10 @@ impl Sums {
         self.estimated_attempts += other.estimated_attempts;
         self.list_cost = plus(self.list_cost, other.list_cost);
         self.effective_cost = plus(self.effective_cost, other.effective_cost);
+        self.gpu_us = match (self.gpu_us, other.gpu_us) {
+            (Some(one), Some(two)) => Some(one.saturating_add(two)),
+            (known, None) | (None, known) => known,
+        };
     }
 }
 
@@ -232,6 +249,8 @@ pub struct Report {
     /// Pool cost that nothing has allocated yet.
     #[schema(value_type = String)]
     pub unallocated_pool_cost: Money,
+    /// The books of each pool: what was used, what stood idle and why, and what a token costs.
+    pub pools: Vec<PoolBooks>,
 }
 
 type Key = (Vec<Option<String>>, String);
@@ -245,6 +264,7 @@ pub async fn report(session: &Session, by: &[Dimension], period: Period) -> anyh
     let unattributed_attempts = attempts(session, by, period, &mut groups).await?;
     let unattributed_cost = postings(session, by, period, &mut groups).await?;
     let tasks = distinct_tasks(session, period).await?;
+    let pools = pools(session, period).await?;
 
     let mut rows: Vec<Row> =
         groups.into_iter().map(|((key, line), (sums, tasks))| Row { key, line, sums, tasks }).collect();
@@ -275,6 +295,7 @@ pub async fn report(session: &Session, by: &[Dimension], period: Period) -> anyh
         unattributed_share: share(unattributed_cost, request_cost),
         unattributed_attempts,
         unallocated_pool_cost,
+        pools,
     })
 }
 
@@ -348,7 +369,7 @@ async fn postings(
     };
     let query = format!(
         "SELECT {keys}, p.line AS of_line, p.team IS NULL AS no_team, sum(p.list_cost) AS list_cost, \
-         sum(p.effective_cost) AS effective_cost \
+         sum(p.effective_cost) AS effective_cost, sum(p.gpu_us) AS gpu_us \
          FROM postings p {with_attempts} WHERE {} GROUP BY {}, p.line, p.team IS NULL",
         rows::within("p.period_start", period),
         positions(by.len()),
@@ -361,6 +382,7 @@ async fn postings(
             let sums = Sums {
                 list_cost: rows::money(list, row)?,
                 effective_cost: rows::money(effective, row)?,
+                gpu_us: rows::signed(rows::column(&batch, "gpu_us")?, row)?,
                 ..Sums::default()
             };
             let line = rows::plain(line, row)?;

@@ -33,6 +33,18 @@ pub fn count(column: &dyn Array, row: usize) -> anyhow::Result<Option<u64>> {
     Ok(Some(value))
 }
 
+/// A whole number that may be negative; `None` where the cell is null.
+///
+/// # Errors
+/// When the column holds something else.
+pub fn signed(column: &dyn Array, row: usize) -> anyhow::Result<Option<i64>> {
+    match column.data_type() {
+        DataType::Null => Ok(None),
+        DataType::Int64 => Ok((!column.is_null(row)).then(|| column.as_primitive::<Int64Type>().value(row))),
+        other => bail!("a number is stored as {other}"),
+    }
+}
+
 /// An amount; `None` where the cell is null, which is not zero.
 ///
 /// # Errors

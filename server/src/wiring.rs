@@ -365,7 +365,12 @@ impl State {
         let settings = config::settings(&loaded)?;
         self.declared.change(&loaded, self.clock.now())?;
         self.settings.store(Arc::new(settings));
-        self.rules.store(Arc::new(Rules::of(&loaded.config)));
+        // Minutes of a pool that is gone are settled by the rules that it had.
+        let mut rules = Rules::of(&loaded.config);
+        for (pool, policy) in &self.rules.load().policies {
+            rules.policies.entry(pool.clone()).or_insert(*policy);
+        }
+        self.rules.store(Arc::new(rules));
         if heard_otherwise {
             telemetry.change(&loaded);
         }

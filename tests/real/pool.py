@@ -90,10 +90,11 @@ def prompt(words, seed):
 
 def complete(url, key, model, text, tokens):
     """One completion; what it used, as the engine says."""
-    body = {"model": model, "prompt": text, "max_tokens": tokens, "ignore_eos": True, "stream": False}
+    body = {"model": model, "prompt": text, "max_tokens": tokens, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
     call = urllib.request.Request(url + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {}))
     with urllib.request.urlopen(call, timeout=300) as answer:
-        usage = json.load(answer)["usage"]
+        events = [json.loads(line[6:]) for line in answer.read().decode().splitlines() if line.startswith("data: {")]
+    usage = next(event["usage"] for event in reversed(events) if event.get("usage"))
     return usage["prompt_tokens"], usage["completion_tokens"]
 
 
@@ -158,7 +159,8 @@ def main():
     arguments = arguments.parse_args()
     checks = Checks()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="farthing-pool-"))
-    engines, good = {name: Engine(folder, name, size) for name, size in SIZES.items()}, False
+    # Both compute on one core, which therefore is the shared device: its time is sliced between them.
+    engines, good = {name: Engine(folder, name, size, core=0) for name, size in SIZES.items()}, False
     gateways = []
     try:
         print("waiting for two vLLM servers", file=sys.stderr)

@@ -30,8 +30,9 @@ def fetch(url, patience_s=5):
 class Engine:
     """A real vLLM server, ours or one that runs already (REAL_VLLM_URL)."""
 
-    def __init__(self, folder, model=MODEL, size=None):
-        """Serves `model`; `size` is (layers, hidden) of its weights, the start script's own when absent."""
+    def __init__(self, folder, model=MODEL, size=None, core=None):
+        """Serves `model`; `size` is (layers, hidden) of its weights, the start script's own when absent; `core` is the one
+        processor core that it computes on."""
         self.process, self.model = None, model
         self.url = os.environ.get("REAL_VLLM_URL", "").rstrip("/") if model == MODEL else ""
         if self.url:
@@ -39,14 +40,15 @@ class Engine:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = pathlib.Path(folder, f"vllm-{model}.log")
-        sizes = {"REAL_VLLM_LAYERS": str(size[0]), "REAL_VLLM_HIDDEN": str(size[1])} if size else {}
+        more = {"REAL_VLLM_LAYERS": str(size[0]), "REAL_VLLM_HIDDEN": str(size[1])} if size else {}
+        more |= {"VLLM_CPU_OMP_THREADS_BIND": str(core)} if core is not None else {}
         # Without this flag vLLM keeps the cached part of a prompt to itself on three of four surfaces.
         arguments = os.environ.get("REAL_VLLM_ARGS", "--enable-prompt-tokens-details")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [os.environ["REAL_VLLM_START"], str(port), model],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                env=os.environ | sizes | {"REAL_VLLM_ARGS": arguments},
+                env=os.environ | more | {"REAL_VLLM_ARGS": arguments},
             )
 
     def wait_until_ready(self):
@@ -77,31 +79,31 @@ class Engine:
         raise SystemExit("vLLM is still busy two minutes after the last request")
 
     def cpu_seconds(self):
-        """Processor time that all processes of the server have used since they started."""
-        ticks = os.sysconf("SC_CLK_TCK")
-        total = 0
-        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            # Fields after the name: state, parent, group, session, …; user and system time are the 12th and 13th.
-            if int(fields[3]) == self.process.pid:
+        """Processor time of the process that computes (vLLM names it EngineCore), since it started."""
+        ticks, total = os.sysconf("SC_CLK_TCK"), 0
+        for folder, fields in self.processes():
+            if b"EngineCore" in (folder / "cmdline").read_bytes():
                 total += int(fields[11]) + int(fields[12])
         return total / ticks
 
     def model_folder(self):
         """Where the server's model lies, as its own command line says."""
-        for line in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                if int((line.parent / "stat").read_text().rpartition(")")[2].split()[3]) != self.process.pid:
-                    continue
-                words = line.read_bytes().decode(errors="replace").split("\0")
-            except (OSError, ValueError):
-                continue
+        for folder, _ in self.processes():
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             if "--model" in words:
                 return pathlib.Path(words[words.index("--model") + 1])
         raise SystemExit(f"the server of {self.model} shows no --model")
+
+    def processes(self):
+        """The server's processes: their folders under /proc, and the fields of `stat` after the name (state, parent, group,
+        session, …; user and system time are the 12th and 13th)."""
+        for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == self.process.pid:
+                yield stat.parent, fields
 
     def stop(self):
         if self.process and self.process.poll() is None:

@@ -64,9 +64,12 @@ fn tokens(kinds: [u64; 5]) -> TokenUsage {
     TokenUsage { input, cache_read, cache_write_5m, output, reasoning, ..TokenUsage::default() }
 }
 
+/// Its name, a span in it, and the tokens of that: input, cache read, cache write, output, reasoning.
+type Vocabulary = (&'static str, &'static [(&'static str, V)], [u64; 5]);
+
 #[test]
 fn every_vocabulary_is_read() {
-    let cases: [(&str, &[(&str, V)], [u64; 5]); 6] = [
+    let cases: [Vocabulary; 6] = [
         (
             "OpenTelemetry",
             &[
@@ -254,6 +257,9 @@ fn spans_that_are_no_model_call_are_counted_and_left() {
     assert_eq!(one(&usage("gen_ai.operation.name", S("transcribe"))).operation, Operation::Other, "a word of its own");
 }
 
+/// Counts by name, the tokens they mean, and why.
+type Parts = (&'static [(&'static str, i64)], [u64; 5], &'static str);
+
 #[test]
 fn parts_are_disjoint_also_where_they_are_counted_apart() {
     let count = |counts: &[(&'static str, i64)]| {
@@ -267,7 +273,7 @@ fn parts_are_disjoint_also_where_they_are_counted_apart() {
     const READ: &str = "gen_ai.usage.cache_read.input_tokens";
     const WRITE: &str = "gen_ai.usage.cache_write.input_tokens";
     const THOUGHT: &str = "gen_ai.usage.reasoning_tokens";
-    let cases: [(&[(&'static str, i64)], [u64; 5], &str); 7] = [
+    let cases: [Parts; 7] = [
         (&[(INPUT, 100), (OUTPUT, 10), (READ, 60), (WRITE, 30)], [10, 60, 30, 10, 0], "included, as the rule is"),
         (&[(INPUT, 10), (OUTPUT, 10), (READ, 60), (WRITE, 30)], [10, 60, 30, 10, 0], "too large to be included"),
         (&[(INPUT, 100), (OUTPUT, 10), (READ, 60), (TOTAL, 170)], [100, 60, 0, 10, 0], "the total says apart"),

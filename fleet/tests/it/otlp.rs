@@ -197,6 +197,9 @@ fn trickle(chunks: usize) -> impl hyper::body::Body<Data = Bytes, Error = Infall
     StreamBody::new(futures_util::stream::iter(frames))
 }
 
+/// Headers, a body, the status and a word of the reason.
+type Refused = (Vec<(&'static str, &'static str)>, Vec<u8>, u16, &'static str);
+
 #[tokio::test]
 async fn what_cannot_be_taken_is_refused_with_a_reason() {
     const SECRET: &str = "a prompt in a place where none should be";
@@ -204,7 +207,7 @@ async fn what_cannot_be_taken_is_refused_with_a_reason() {
     let misplaced = json!({"resourceSpans": SECRET}).to_string().into_bytes();
     let not_an_id =
         json!({"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "xyz"}]}]}]}).to_string().into_bytes();
-    let cases: Vec<(Vec<(&str, &str)>, Vec<u8>, u16, &str)> = vec![
+    let cases: Vec<Refused> = vec![
         (vec![], protobuf.clone(), 415, "content-type"),
         (vec![("content-type", "text/plain")], protobuf.clone(), 415, "content-type"),
         (vec![PROTOBUF, ("content-encoding", "zstd")], protobuf.clone(), 415, "content-encoding"),

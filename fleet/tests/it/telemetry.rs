@@ -27,9 +27,12 @@ fn target(kind: EngineKind, url: &str) -> Target {
     Target { engine: "engine-1".into(), pool: "pool-1".into(), kind, url: url.to_owned(), bearer: None }
 }
 
+fn spec() -> EngineSpec {
+    EngineSpec { speed: 10.0, ..EngineSpec::new("model-a", ModelShape::LLAMA_3_1_8B, GpuSheet::H100, 1) }
+}
+
 async fn our_engine() -> RunningEngine {
-    let spec = EngineSpec { speed: 10.0, ..EngineSpec::new("model-a", ModelShape::LLAMA_3_1_8B, GpuSheet::H100, 1) };
-    start(spec, SharedGpus::default(), clock()).await.unwrap()
+    start(spec(), SharedGpus::default(), clock()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,7 +70,7 @@ async fn our_own_engine_is_read_like_any_vllm() {
         generation_tokens: Some(generation_tokens),
         finished: Some(3),
         preemptions: Some(0),
-        kv_tokens: Some(4096 * 16),
+        kv_tokens: Some(u64::from(spec().limits.kv_blocks) * u64::from(spec().limits.block_size)),
         steps: reading.steps,
         cached_tokens: reading.cached_tokens,
         ..EngineReading::default()

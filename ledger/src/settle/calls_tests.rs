@@ -89,7 +89,8 @@ fn what_the_gateway_metered_is_not_booked_again() {
     let others = [
         CallSpan { usage: usage(7, 7), ..by_tokens.clone() },
         CallSpan { period: between(60.0, 70.0), ..by_tokens.clone() },
-        CallSpan { response_id: label("another"), ..by_tokens },
+        CallSpan { response_id: label("another"), ..by_tokens.clone() },
+        CallSpan { parent_span_id: label("caller-1"), request_model: label("another"), ..by_tokens },
     ];
     for span in others {
         assert_eq!(calls_of(std::slice::from_ref(&span), std::slice::from_ref(&metered), &[]).len(), 1, "{span:?}");

@@ -69,7 +69,7 @@ fn a_request_that_crosses_an_edge_is_no_bypass_wherever_it_was_counted() {
 #[test]
 fn beside_a_request_of_unknown_size_nothing_is_concluded() {
     let readings: Vec<EngineReading> =
-        (0..7).map(|step| reading("p", "e", f64::from(step) * 10.0, u64::from(step as u32) * 100, 0)).collect();
+        (0u32..7).map(|step| reading("p", "e", f64::from(step) * 10.0, u64::from(step) * 100, 0)).collect();
     let unknown = Metered { tokens: None, ..metered(15.0, 25.0, 0.0, 0.0) };
     let found = of(&readings, &[unknown]);
     assert_eq!(bypassed(&found, 0.0, 10.0).0, 100.0);

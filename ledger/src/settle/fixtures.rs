@@ -75,7 +75,7 @@ pub fn attempt(number: u64, pool: &str, engine: &str, times: (f64, f64, f64), to
         id: id(number),
         source: Source::Gateway,
         context: Context {
-            team: Some(if number % 2 == 0 { "even" } else { "odd" }.into()),
+            team: Some(if number.is_multiple_of(2) { "even" } else { "odd" }.into()),
             trace_id: Some(format!("trace-{number}").into()),
             span_id: Some(format!("caller-{number}").into()),
             ..Context::default()

@@ -14,7 +14,7 @@ use crate::capacity::{CapacityFact, latest};
 use crate::context::{Context, Label};
 use crate::id::AttemptId;
 use crate::posting::{Line, Origin, Posting};
-use crate::telemetry::{EngineFact, EngineReading, EngineStep, JobFact};
+use crate::telemetry::{Adapter, EngineFact, EngineReading, EngineStep, JobFact};
 use crate::time::{Period, Timestamp};
 use crate::usage::{TokenUsage, UsageQuality};
 
@@ -80,8 +80,12 @@ pub(super) fn gather<'a>(known: &Known<'a>, window: Period) -> BTreeMap<&'a Labe
     }
     let spans = EngineSpans::of(known.spans);
     let attempts = once(known);
+    let mut steps: BTreeMap<&str, Vec<&EngineStep>> = BTreeMap::new();
+    for step in known.steps {
+        steps.entry(&step.engine).or_default().push(step);
+    }
     for (label, pool) in &mut pools {
-        pool.place_steps(known.steps, window);
+        pool.place_steps(&steps, window);
         let of_pool = attempts.get(label).map(Vec::as_slice).unwrap_or_default();
         pool.serve(of_pool, &spans, window);
     }
@@ -191,8 +195,8 @@ impl<'a> PoolFacts<'a> {
         touching.or_else(nearest).copied()
     }
 
-    fn place_steps(&mut self, steps: &'a [EngineStep], window: Period) {
-        for step in steps.iter().filter(|step| self.engines.contains_key(&*step.engine)) {
+    fn place_steps(&mut self, steps: &BTreeMap<&str, Vec<&'a EngineStep>>, window: Period) {
+        for &step in self.engines.keys().filter_map(|engine| steps.get(engine)).flatten() {
             let end = step.at.plus_micros(i64::try_from(step.wall_us.max(1)).unwrap_or(i64::MAX));
             each_minute(Period { start: step.at, end }, window, |start| {
                 if let Some(minute) = self.minutes.get_mut(&start) {
@@ -217,26 +221,10 @@ impl<'a> PoolFacts<'a> {
             };
             let Some(ran) = ran else { continue };
             metered.entry(engine).or_default().extend(counted(seen, &ran));
-            let adapters = fact.map(|fact| fact.adapters.as_slice()).unwrap_or_default();
-            let route = seen.route();
-            let asked = [route.request_model.as_ref(), route.response_model.as_ref()];
-            let adapter = adapters.iter().find(|adapter| asked.contains(&Some(&adapter.model)));
-            let place = self.served.len();
-            self.served.push(Served {
-                attempt: seen.id(),
-                context: seen.context().clone(),
-                engine: engine.clone(),
-                timeline: ran.timeline,
-                known: ran.known,
-                adapter: adapter.cloned(),
-                estimated: ran.estimated || *engine != route.upstream,
-                observed_at: seen.period().end,
-            });
-            each_minute(extent(&ran), window, |start| {
-                if let Some(minute) = self.minutes.get_mut(&start) {
-                    minute.served.push(place);
-                }
-            });
+            if extent(&ran).intersect(window).is_some() {
+                let adapter = fact.and_then(|fact| adapter(fact, seen.route()));
+                self.place(seen, engine, &ran, adapter, window);
+            }
         }
         for readings in self.readings.values_mut() {
             readings.sort_by_key(|reading| reading.at);
@@ -246,6 +234,32 @@ impl<'a> PoolFacts<'a> {
             self.unobserved.insert(engine, Unobserved::of(readings, metered));
         }
     }
+
+    /// Puts an attempt that ran into its minutes.
+    fn place(&mut self, seen: Seen<'a>, engine: &Label, ran: &Ran, adapter: Option<Adapter>, window: Period) {
+        let place = self.served.len();
+        self.served.push(Served {
+            attempt: seen.id(),
+            context: seen.context().clone(),
+            engine: engine.clone(),
+            timeline: ran.timeline,
+            known: ran.known,
+            adapter,
+            estimated: ran.estimated || *engine != seen.route().upstream,
+            observed_at: seen.period().end,
+        });
+        each_minute(extent(ran), window, |start| {
+            if let Some(minute) = self.minutes.get_mut(&start) {
+                minute.served.push(place);
+            }
+        });
+    }
+}
+
+/// The adapter that an attempt asked for by its model's name.
+fn adapter(fact: &EngineFact, route: &Route) -> Option<Adapter> {
+    let asked = [route.request_model.as_ref(), route.response_model.as_ref()];
+    fact.adapters.iter().find(|adapter| asked.contains(&Some(&adapter.model))).cloned()
 }
 
 /// The minutes that an attempt can pay in.

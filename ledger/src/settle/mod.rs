@@ -178,18 +178,18 @@ impl SettledMinute<'_> {
         let serving: BTreeSet<&str> = served.iter().map(|one| &*one.engine).collect();
         let known = self.pool_facts.engines.keys().filter_map(|name| {
             let fact = self.pool_facts.in_force(name, self.period, serving.contains(name))?;
-            Some(self.engine(fact))
+            Some(self.engine(fact, serving.contains(&**name)))
         });
         let unknown = serving.iter().filter(|name| !self.pool_facts.engines.contains_key(*name));
         known.chain(unknown.filter_map(|name| self.engine_without_fact(name))).collect()
     }
 
-    fn engine(&self, fact: &EngineFact) -> Engine {
+    fn engine(&self, fact: &EngineFact, serving: bool) -> Engine {
         let setup = &fact.setup;
         let steps = self.facts.steps.iter().filter(|step| step.engine == fact.engine);
         Engine {
             name: fact.engine.clone(),
-            replica: self.replica(&fact.replica),
+            replica: self.replica(&fact.replica, serving),
             model: fact.model.clone(),
             constants: setup.constants,
             limits: setup.limits,
@@ -210,13 +210,16 @@ impl SettledMinute<'_> {
             replicas.retain(|replica| &***replica == name);
         }
         let replica = replicas.first()?;
-        Some(self.engine(&EngineFact { engine: name.into(), replica: (*replica).clone(), ..EngineFact::default() }))
+        let fact = EngineFact { engine: name.into(), replica: (*replica).clone(), ..EngineFact::default() };
+        Some(self.engine(&fact, true))
     }
 
-    /// The replica whose GPUs the engine uses. A pool with one replica has no other, whatever it is called.
-    fn replica(&self, named: &Label) -> Label {
+    /// The replica whose GPUs the engine uses. One that served ran somewhere: where nobody knows its replica it was the
+    /// minute's only one.
+    fn replica(&self, named: &Label, serving: bool) -> Label {
         let mut replicas: BTreeSet<&Label> = self.facts.capacity.iter().map(|fact| &fact.replica).collect();
-        let only = replicas.pop_first().filter(|_| replicas.is_empty());
+        let unknown = serving && !self.pool_facts.replicas.contains(named);
+        let only = replicas.pop_first().filter(|_| unknown && replicas.is_empty());
         only.unwrap_or(named).clone()
     }
 

@@ -77,7 +77,7 @@ impl Seen<'_> {
         let seen = self.timeline;
         let without_times = seen.finished_us == 0 && seen.sent_us.is_none() && seen.first_token_us.is_none();
         let Some(times) = Times::of(seen, span, without_times) else {
-            return (tokens.input > 0 || tokens.output > 0).then(|| Ran {
+            return (tokens.input > 0 || tokens.output > 0).then_some(Ran {
                 timeline: EngineTimeline {
                     arrived: seen.received_at,
                     scheduled: seen.received_at,

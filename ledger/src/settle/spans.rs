@@ -61,13 +61,11 @@ fn rank(span: &CallSpan) -> impl Ord + '_ {
 
 /// Whether a span of the same caller can speak of this attempt: no other answer, no other model, the same time.
 pub(super) fn plausible(span: &CallSpan, route: &Route, period: Period) -> bool {
-    let differ = |a: Option<&Label>, b: Option<&Label>| matches!((a, b), (Some(a), Some(b)) if a != b);
-    let models = [span.response_model.as_ref(), span.request_model.as_ref()];
-    let known = [route.response_model.as_ref(), route.request_model.as_ref()];
-    let another_model = models.iter().all(|model| known.iter().all(|other| differ(*model, *other)));
-    !differ(span.response_id.as_ref(), route.response_id.as_ref())
-        && !another_model
-        && widened(span.period).intersect(widened(period)).is_some()
+    let another_answer = matches!((&span.response_id, &route.response_id), (Some(a), Some(b)) if a != b);
+    let told: Vec<&Label> = [&span.response_model, &span.request_model].into_iter().flatten().collect();
+    let known: Vec<&Label> = [&route.response_model, &route.request_model].into_iter().flatten().collect();
+    let another_model = !told.is_empty() && !known.is_empty() && !told.iter().any(|model| known.contains(model));
+    !another_answer && !another_model && widened(span.period).intersect(widened(period)).is_some()
 }
 
 /// A period with the clocks' difference at its ends, never empty.

@@ -40,11 +40,8 @@ pub async fn attempts(Shared(state): Shared<State>, Query(of): Query<Listing>) -
     responses((status = 200, body = Object), (status = 404, body = ErrorBody)))]
 pub async fn attempt(Shared(state): Shared<State>, Path(request_id): Path<String>) -> Answer {
     let id = request_id.parse().map_err(|_| ApiError::bad_request(format!("`{request_id}` is not a request id")))?;
-    let found = state.store.find_request(id).await?;
-    if found.attempts.is_empty() && found.postings.is_empty() {
-        return Err(ApiError::not_found(format!("the ledger has no request {id}")));
-    }
-    Ok(Json(explain::document(id, &found)))
+    let found = explain::document(&state.store, id).await?;
+    found.map(Json).ok_or_else(|| ApiError::not_found(format!("the ledger has no request {id}")))
 }
 
 /// The newest postings.

@@ -1,13 +1,17 @@
 //! `farthing explain`: one request, every term of its cost, and the rows that prove it.
 
+mod pool;
+mod pool_text;
+
 use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::bail;
 use ledger::{Attempt, Charge, Money, Posting, RequestId};
 use serde_json::{Value, json};
-use store::Found;
+use store::{Found, Session, Store};
 
+use self::pool::{PoolBill, bills};
 use super::App;
 use crate::books;
 use crate::render::{self, printable};
@@ -28,12 +32,27 @@ pub async fn run(app: &App, request_id: &str) -> anyhow::Result<ExitCode> {
     if found.attempts.is_empty() && found.postings.is_empty() {
         bail!("the ledger in {} has no request {id}", app.global.data_dir().display());
     }
+    let bills = bills(&store.session().await?, &found).await?;
     if app.global.json {
-        render::say_json(&document(id, &found))?
+        render::say_json(&described(id, &found, &bills))?
     } else {
-        render::say(&text(id, &found))?
+        render::say(&text(id, &found, &bills))?
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The request as a JSON document; `None` when the ledger has none of this id.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub async fn document(store: &Store, id: RequestId) -> anyhow::Result<Option<Value>> {
+    let found = store.find_request(id).await?;
+    if found.attempts.is_empty() && found.postings.is_empty() {
+        return Ok(None);
+    }
+    let session: Session = store.session().await?;
+    let bills = bills(&session, &found).await?;
+    Ok(Some(described(id, &found, &bills)))
 }
 
 /// One term of an attempt's cost: tokens of a kind times their rate.
@@ -53,9 +72,7 @@ fn terms(attempt: &Attempt) -> Vec<Term> {
     attempt.usage.iter().map(term).collect()
 }
 
-/// The request as a JSON document.
-#[must_use]
-pub fn document(id: RequestId, found: &Found) -> Value {
+fn described(id: RequestId, found: &Found, bills: &[PoolBill<'_>]) -> Value {
     let attempts: Vec<Value> = found
         .attempts
         .iter()
@@ -84,6 +101,7 @@ pub fn document(id: RequestId, found: &Found) -> Value {
     let (sum, unpriced) = totals(found);
     json!({
         "request_id": id, "attempts": attempts, "postings": found.postings,
+        "pools": bills.iter().map(PoolBill::document).collect::<Vec<_>>(),
         "effective_cost": sum, "unpriced_attempts": unpriced, "balanced": is_balanced(found),
     })
 }
@@ -91,8 +109,10 @@ pub fn document(id: RequestId, found: &Found) -> Value {
 /// The sum of the postings, and the attempts whose cost is unknown.
 fn totals(found: &Found) -> (Money, usize) {
     let sum = found.postings.iter().map(|posting| posting.costs.effective_cost).sum();
-    let unpriced = found.attempts.iter().filter(|attempt| attempt.charge.costs().is_none()).count();
-    (sum, unpriced)
+    // The cost of an attempt on a pool is known as soon as it is posted.
+    let posted = |attempt: &Attempt| found.postings.iter().any(|posting| posting.attempt == Some(attempt.id));
+    let unknown = |attempt: &&Attempt| attempt.charge.costs().is_none() && !posted(attempt);
+    (sum, found.attempts.iter().filter(unknown).count())
 }
 
 /// Whether each attempt's charge has postings that add up to it.
@@ -104,7 +124,7 @@ fn is_balanced(found: &Found) -> bool {
     })
 }
 
-fn text(id: RequestId, found: &Found) -> String {
+fn text(id: RequestId, found: &Found, bills: &[PoolBill<'_>]) -> String {
     let mut text = format!("request {id}\n");
     if let Some(first) = found.attempts.first() {
         let _ = writeln!(text, "received {}", first.timeline.received_at);
@@ -113,7 +133,15 @@ fn text(id: RequestId, found: &Found) -> String {
     for attempt in &found.attempts {
         one_attempt(&mut text, attempt);
     }
-    postings(&mut text, &found.postings);
+    for bill in bills {
+        pool_text::write(&mut text, bill);
+    }
+    // Those of pools stand with their minutes.
+    let others = found.postings.iter().filter(|posting| !matches!(posting.origin, ledger::Origin::Pool { .. }));
+    let others: Vec<&Posting> = others.collect();
+    if !others.is_empty() || bills.is_empty() {
+        postings(&mut text, &others);
+    }
     let (sum, unpriced) = totals(found);
     let _ = writeln!(text, "\nsum of postings   {sum} USD");
     if unpriced > 0 {
@@ -123,8 +151,8 @@ fn text(id: RequestId, found: &Found) -> String {
             render::counted(u64::try_from(unpriced).unwrap_or(u64::MAX), "attempt")
         );
     }
-    let proof =
-        if is_balanced(found) { "every charge is posted exactly" } else { "THE POSTINGS DO NOT ADD UP to the charges" };
+    let closed = is_balanced(found) && bills.iter().all(PoolBill::closes);
+    let proof = if closed { "every charge is posted exactly" } else { "THE POSTINGS DO NOT ADD UP to the charges" };
     let _ = writeln!(text, "{proof}");
     text
 }
@@ -178,11 +206,15 @@ fn one_attempt(text: &mut String, attempt: &Attempt) {
     for term in terms(attempt) {
         let price = match (term.rate, term.amount) {
             (Some(rate), Some(amount)) => format!("x {:>10} USD/M = {amount} USD", rate.usd_per_million()),
+            _ if attempt.route.pool.is_some() => String::new(),
             _ => "x unknown rate".to_owned(),
         };
         let _ = writeln!(text, "  {:<17} {:>12} tokens {price}", term.kind, render::count(term.tokens));
     }
     match &attempt.charge {
+        Charge::Unpriced { .. } if attempt.route.pool.is_some() => {
+            text.push_str("  on our own GPUs: its cost comes by allocation, below\n");
+        }
         Charge::Unpriced { reason } => {
             let _ = writeln!(text, "  unpriced: {}; the amount is unknown", reason.name());
         }
@@ -232,7 +264,7 @@ fn timeline(text: &mut String, attempt: &Attempt) {
     }
 }
 
-fn postings(text: &mut String, postings: &[Posting]) {
+fn postings(text: &mut String, postings: &[&Posting]) {
     if postings.is_empty() {
         text.push_str("\nno postings: nothing of it has an amount yet\n");
         return;

@@ -8,7 +8,7 @@ use super::App;
 use crate::books;
 use crate::cli::{Report as Options, Unit};
 use crate::render::{self, Align, Table};
-use crate::report::{Dimension, Report, Row, Sums, dimensions, report};
+use crate::report::{Dimension, Part, PoolBooks, Report, Row, Sums, dimensions, report};
 
 /// Writes the report.
 ///
@@ -60,25 +60,29 @@ pub fn text(report: &Report, unit: Option<Unit>) -> String {
         ("list USD", Align::Right),
         ("effective USD", Align::Right),
     ]);
+    let on_pools = report.rows.iter().any(|row| row.sums.gpu_us.is_some());
+    let columns = columns.chain(on_pools.then_some(("GPU-seconds", Align::Right)));
     let mut table = Table::new(columns.chain(unit.map(|unit| (unit_heading(unit), Align::Right))));
     let amounts = report.rows.iter().flat_map(|row| [row.sums.list_cost, row.sums.effective_cost]).flatten();
     let places = render::places_for(amounts);
     let units = report.rows.iter().filter_map(|row| unit_cost(&row.sums, row.tasks, unit?));
-    let places = Places { cost: places, unit: render::places_for(units) };
+    let places = Places { cost: places, unit: render::places_for(units), on_pools };
     for row in &report.rows {
         table.row(names(report, row).into_iter().chain(cells(&row.sums, row.tasks, unit, places)));
     }
     let mut total = vec![String::new(); report.by.len()];
     "total".clone_into(&mut total[0]);
     table.total(total.into_iter().chain(cells(&report.total, report.tasks, unit, places)));
-    format!("{table}\n{}", notes(report, unit))
+    format!("{table}\n{}{}", notes(report, unit), pools(&report.pools))
 }
 
-/// Places of a column's amounts, so that they can be compared.
+/// Places of a column's amounts, so that they can be compared, and which columns there are.
 #[derive(Debug, Clone, Copy)]
 struct Places {
     cost: u32,
     unit: u32,
+    /// Whether GPU-seconds have a column.
+    on_pools: bool,
 }
 
 fn names(report: &Report, row: &Row) -> Vec<String> {
@@ -117,6 +121,10 @@ fn cells(sums: &Sums, tasks: u64, unit: Option<Unit>, places: Places) -> Vec<Str
     ];
     let mut cells: Vec<String> = counts.into_iter().map(render::count).collect();
     cells.extend([amount(sums.list_cost), amount(sums.effective_cost)]);
+    if places.on_pools {
+        // What is paid to providers takes no time of our GPUs.
+        cells.push(sums.gpu_us.map_or("–".to_owned(), render::gpu_seconds));
+    }
     if let Some(unit) = unit {
         cells.push(unit_cost(sums, tasks, unit).map_or("–".to_owned(), |cost| render::dollars_to(cost, places.unit)));
     }
@@ -190,6 +198,51 @@ fn notes(report: &Report, unit: Option<Unit>) -> String {
     notes.into_iter().map(|note| note + "\n").collect()
 }
 
+/// The books of each pool: every line, and what a million tokens cost.
+fn pools(pools: &[PoolBooks]) -> String {
+    let mut text = String::new();
+    for pool in pools {
+        let mut table = Table::new([
+            (&*format!("pool {}", pool.pool), Align::Left),
+            ("GPU-seconds", Align::Right),
+            ("USD", Align::Right),
+            ("share", Align::Right),
+        ]);
+        let places = render::places_for(pool.lines.iter().map(|line| line.part.cost));
+        let whole = u128::try_from(pool.all.cost.pico()).unwrap_or(0);
+        let cells = |name: String, part: Part| {
+            let share = u128::try_from(part.cost.pico()).ok().and_then(|part| render::percent(part, whole));
+            let time = part.gpu_us.map_or("unknown".to_owned(), render::gpu_seconds);
+            [name, time, render::dollars_to(part.cost, places), share.unwrap_or_else(|| "–".to_owned())]
+        };
+        table.row(cells("busy".to_owned(), pool.busy));
+        table.row(cells("idle".to_owned(), pool.idle));
+        for line in pool.lines.iter().filter(|line| is_idle(line.line)) {
+            table.row(cells(format!("  {}", line_label(line.line)), line.part));
+        }
+        table.row(cells("waste".to_owned(), pool.waste));
+        let others = |name: &str| !is_idle(name) && !["request", "job", "waste"].contains(&name);
+        for line in pool.lines.iter().filter(|line| others(line.line)) {
+            table.row(cells(line_label(line.line), line.part));
+        }
+        table.total(cells("all".to_owned(), pool.all));
+        let price = |price: Option<Money>| price.map_or("unknown".to_owned(), |price| render::dollars(price) + " USD");
+        let prices = pool.usd_per_million_output_tokens;
+        text += &format!(
+            "\n{table}a million output tokens: {} busy only, {} with idle, {} at full load; {} were made\n",
+            price(prices.busy),
+            price(prices.with_idle),
+            price(prices.full_load),
+            render::count(pool.output_tokens)
+        );
+    }
+    text
+}
+
+fn is_idle(name: &str) -> bool {
+    Line::ALL.into_iter().any(|line| line.name() == name && line.is_idle())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +281,7 @@ mod tests {
             unattributed_share: Some("0.0".to_owned()),
             unattributed_attempts: 4,
             unallocated_pool_cost: "2.25".parse().unwrap(),
+            pools: Vec::new(),
         }
     }
 

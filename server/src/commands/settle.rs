@@ -10,7 +10,7 @@ use super::App;
 use crate::cli::Settle;
 use crate::commands::{FOUND_WRONG, progress};
 use crate::config::price_book;
-use crate::settlement::{self, Fresh, Late, Rules, Settled, Statement, imported::Assumed};
+use crate::settlement::{self, Demands, Fresh, Late, Rules, Settled, Statement, imported::Assumed};
 use crate::{books, clock, render};
 
 /// Settles every minute of the time that was asked for.
@@ -23,7 +23,7 @@ pub async fn run(app: &App, options: &Settle) -> anyhow::Result<ExitCode> {
     let data = app.global.data_dir();
     books::read(&data).await?;
     let (store, governance, _) = books::write(&data, &loaded).await?;
-    let rules = Arc::new(Rules::of(&loaded.config));
+    let rules = Arc::new(Rules::of(&loaded.config).for_ledger(&store.session().await?).await?);
     let prices = price_book(&loaded.config, governance.price_map.as_ref());
     let now = clock::now();
 
@@ -34,17 +34,17 @@ pub async fn run(app: &App, options: &Settle) -> anyhow::Result<ExitCode> {
     let fresh = Fresh { facts: assumed.facts.clone(), running: Vec::new() };
     let minutes = settlement::minutes_of(&session, window, &fresh).await?;
     let bar = progress("settling {wide_bar} {pos}/{len} minutes {eta}");
-    let settled = settlement::settle(&store, &rules, &minutes, fresh, now, &bar).await;
+    let settled = settlement::settle(&store, &rules, &minutes, fresh, &mut Demands::default(), now, &bar).await;
     bar.finish_and_clear();
     let settled = Settled { calls, ..settled? };
     store.flush(now).await?;
 
     let statements = settlement::statements(&store.session().await?, window).await?;
-    say(app, &settled, &assumed, &statements)?;
+    say(app, &settled, &assumed, &rules, &statements)?;
     Ok(if statements.iter().all(|pool| pool.balanced) { ExitCode::SUCCESS } else { FOUND_WRONG })
 }
 
-fn say(app: &App, settled: &Settled, assumed: &Assumed, statements: &[Statement]) -> anyhow::Result<()> {
+fn say(app: &App, settled: &Settled, assumed: &Assumed, rules: &Rules, statements: &[Statement]) -> anyhow::Result<()> {
     if app.global.json {
         let balanced = statements.iter().all(|pool| pool.balanced);
         return render::say_json(&json!({
@@ -53,12 +53,19 @@ fn say(app: &App, settled: &Settled, assumed: &Assumed, statements: &[Statement]
             "corrected_minutes": settled.corrected_minutes,
             "calls": settled.calls,
             "assumed": assumed,
+            "left_as_they_are": rules.left_out,
             "pools": statements,
             "balanced": balanced,
         }));
     }
     for sentence in assumed.sentences() {
         render::say(&sentence)?;
+    }
+    for pool in &rules.left_out {
+        render::say(&format!(
+            "pool `{pool}` stays as it is booked: its rules are not in the configuration; describe it in a [[pool]] of --config to settle \
+             it again"
+        ))?;
     }
     if settled.calls > 0 {
         let calls = render::counted(settled.calls, "call");

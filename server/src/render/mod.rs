@@ -96,6 +96,13 @@ pub fn places_for(amounts: impl IntoIterator<Item = Money>) -> u32 {
     (12 + 2u32).saturating_sub(digits).clamp(2, 9).max(4)
 }
 
+/// Microseconds of GPUs as seconds with three places: `1,234.568`.
+#[must_use]
+pub fn gpu_seconds(micros: i64) -> String {
+    let half = 500 * micros.signum();
+    grouped(&ledger::decimal::format_scaled(i128::from(micros.saturating_add(half) / 1_000), 3, 3))
+}
+
 /// A count with thousands separated: `27,303,999`.
 #[must_use]
 pub fn count(number: u64) -> String {
@@ -186,6 +193,7 @@ mod tests {
         assert_eq!([counted(1, "entry"), counted(0, "row")], ["1 entry", "0 rows"]);
         assert_eq!(counted(2_000, "entry"), "2,000 entries");
         assert_eq!([count(0), count(999), count(1_000), count(27_303_999)], ["0", "999", "1,000", "27,303,999"]);
+        assert_eq!([gpu_seconds(1_234_567_800), gpu_seconds(-1_499)], ["1,234.568", "-0.001"]);
         assert_eq!(percent(1, 8), Some("12.5 %".to_owned()));
         assert_eq!(percent(0, 8), Some("0.0 %".to_owned()));
         assert_eq!(percent(1, 0), None);

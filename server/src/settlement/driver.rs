@@ -1,5 +1,6 @@
 //! Settlement while the server runs: every minute behind the watermark, late minutes again, constants fitted anew.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,12 +8,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use ledger::price::PriceBook;
 use ledger::settle::{interval_of, recalibrated, timelines_of};
-use ledger::{Clock, EngineFact, Fact, Period, Running, Timestamp};
+use ledger::{Clock, EngineFact, Fact, Label, Period, Running, Timestamp};
 use store::Store;
 use tokio::sync::{mpsc, oneshot};
 
 use super::read::{self, ATTEMPTS_MAX, Facts};
-use super::{Fresh, Late, Rules, Settled, late, minutes_of, settle, take_calls};
+use super::{Demands, Fresh, Late, Rules, Settled, late, minutes_of, settle, take_calls};
 use crate::wiring::Shutdown;
 
 /// How often it is looked whether a minute is due.
@@ -51,8 +52,11 @@ pub struct Driver {
     late: Late,
     /// The first minute that has not been settled; `None` before the first settlement.
     line: Option<Timestamp>,
+    /// Pools of earlier runs that stay as they are booked, unless the configuration names them again.
+    left_out: BTreeSet<Label>,
     /// Facts that were observed and could not be written yet.
     unwritten: Vec<Fact>,
+    demands: Demands,
     not_before: Timestamp,
     next_fit: Option<Timestamp>,
 }
@@ -83,7 +87,9 @@ impl Driver {
             sources,
             late,
             line: None,
+            left_out: BTreeSet::new(),
             unwritten: Vec::new(),
+            demands: Demands::default(),
             not_before: Timestamp::default(),
             next_fit: None,
         }
@@ -96,7 +102,7 @@ impl Driver {
 
     /// Settles what is due. An error changes nothing: the same minutes are due again.
     pub(super) async fn settle(&mut self, until: Until, now: Timestamp) -> anyhow::Result<Settled> {
-        let rules = self.rules.load_full();
+        let rules = self.rules_now().await?;
         let watermark = now.plus_micros(-rules.lag_us);
         let line = interval_of(watermark).start;
         // Running attempts come before any view of the ledger: one that ends in between is then in both, and not in neither.
@@ -123,7 +129,7 @@ impl Driver {
                 self.store.append_all(&std::mem::take(&mut fresh.facts))?;
                 return Ok(Settled::default());
             }
-            settle(&self.store, &rules, &dirty, fresh, now, &indicatif::ProgressBar::hidden()).await
+            settle(&self.store, &rules, &dirty, fresh, &mut self.demands, now, &indicatif::ProgressBar::hidden()).await
         }
         .await;
         match outcome {
@@ -150,6 +156,18 @@ impl Driver {
         self.unwritten.retain(|old| !observed.iter().any(|new| late::same_thing(old, new)));
         self.unwritten.extend(observed);
         self.unwritten.clone()
+    }
+
+    /// The rules as they are, for this ledger.
+    async fn rules_now(&mut self) -> anyhow::Result<Arc<Rules>> {
+        let rules = Rules::clone(&self.rules.load());
+        if self.line.is_none() {
+            let rules = rules.for_ledger(&self.store.session().await?).await?;
+            self.left_out.clone_from(&rules.left_out);
+            return Ok(Arc::new(rules));
+        }
+        let unknown = self.left_out.iter().filter(|pool| !rules.policies.contains_key(*pool));
+        Ok(Arc::new(Rules { left_out: unknown.cloned().collect(), ..rules }))
     }
 
     /// What an earlier run left open, and everything that it may have settled too early.

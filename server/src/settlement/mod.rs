@@ -5,17 +5,17 @@
 //! ([`Late`]). `farthing settle` does it for any time, with what [`imported`] assumes where only imports tell what ran. What came
 //! of it is a [`Statement`] for each pool, whose lines add up to the pool's cost.
 
+mod demands;
 mod driver;
 pub mod imported;
 mod late;
 mod read;
 mod statement;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use ledger::allocate::pool::Demand;
 use ledger::price::{PriceBook, PriceQuery};
 use ledger::settle::{Minute, PoolPolicy, Told, calls_of_spans};
 use ledger::{Attempt, Charge, Fact, Label, Period, Posting, Running, Timestamp};
@@ -25,6 +25,7 @@ use store::{Session, Store};
 use crate::config::{self, Config};
 use read::{ATTEMPTS_MAX, Facts, Stretch};
 
+pub use demands::Demands;
 pub use driver::{Driver, Sources, keep};
 pub use late::Late;
 pub use statement::{Statement, statements, table};
@@ -41,14 +42,14 @@ const STRETCH_MINUTES: i64 = 60;
 pub struct Rules {
     /// The policy of each pool; a pool without one has the default.
     pub policies: BTreeMap<Label, PoolPolicy>,
-    /// What is known of each pool's demand beside its facts.
-    pub demand: BTreeMap<Label, Demand>,
     /// How long a minute waits for late facts before it is settled, microseconds.
     pub lag_us: i64,
     /// How far back a start settles again, microseconds.
     pub look_back_us: i64,
     /// The longest a request may take, microseconds.
     pub request_us_max: i64,
+    /// Pools that stay as they are booked: they were settled by rules that nobody knows any more.
+    pub left_out: BTreeSet<Label>,
 }
 
 impl Rules {
@@ -58,11 +59,22 @@ impl Rules {
         let micros = |millis: u64| i64::try_from(millis.saturating_mul(1_000)).unwrap_or(i64::MAX);
         Rules {
             policies: config::policies(config),
-            demand: BTreeMap::new(),
             lag_us: micros(config.settlement.lag_ms),
             look_back_us: i64::from(config.settlement.look_back_h).saturating_mul(3_600_000_000),
             request_us_max: micros(config.gateway.request_ms_max),
+            left_out: BTreeSet::new(),
         }
+    }
+
+    /// The same rules, with every pool left out that was settled before and that they do not know: its own rules may have been
+    /// others, and settling it again would change what was booked for no reason.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn for_ledger(mut self, session: &Session) -> anyhow::Result<Rules> {
+        let settled = read::settled_pools(session).await?;
+        self.left_out = settled.into_iter().filter(|pool| !self.policies.contains_key(pool)).collect();
+        Ok(self)
     }
 }
 
@@ -99,6 +111,7 @@ pub async fn settle(
     rules: &Arc<Rules>,
     dirty: &[Period],
     fresh: Fresh,
+    demands: &mut Demands,
     now: Timestamp,
     bar: &indicatif::ProgressBar,
 ) -> anyhow::Result<Settled> {
@@ -111,9 +124,12 @@ pub async fn settle(
         let before = Period { start: hour.start.plus_micros(-ledger::settle::LOOK_BACK_US), end: hour.end };
         let load = read::load(&session, before).await?;
         let stretches = read::cut(*hour, &load, ATTEMPTS_MAX);
+        let demand = demands.of(&session, rules, hour.start).await?;
         for (part, stretch) in stretches.iter().enumerate() {
             let mut facts = Facts::read(&session, *stretch, rules.request_us_max).await?;
             facts.add(&fresh_facts);
+            facts.demand.clone_from(&demand);
+            facts.leave_out(&rules.left_out);
             let (postings, minutes) = divided(facts, rules, *stretch, now).await?;
             let last = place + 1 == hours.len() && part + 1 == stretches.len();
             settled.postings += u64::try_from(postings.len())?;
@@ -241,6 +257,12 @@ impl Facts {
             }
         }
         facts
+    }
+
+    /// Forgets what is known of these pools, so that nothing of theirs is settled.
+    fn leave_out(&mut self, pools: &BTreeSet<Label>) {
+        self.capacity.retain(|fact| !pools.contains(&fact.pool));
+        self.posted.retain(|posting| posting.pool.as_ref().is_none_or(|pool| !pools.contains(pool)));
     }
 
     fn add(&mut self, fresh: &Facts) {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::Context as _;
 use arrow::array::RecordBatch;
+use ledger::allocate::pool::Demand;
 use ledger::settle::{INTERVAL_US, Known, LOOK_BACK_US, interval_of};
 use ledger::{
-    Attempt, CallSpan, CapacityFact, EngineFact, EngineReading, EngineStep, JobFact, Period, Posting, Running,
+    Attempt, CallSpan, CapacityFact, EngineFact, EngineReading, EngineStep, JobFact, Label, Period, Posting, Running,
     Timestamp,
 };
 use store::{Session, StoreError};
@@ -38,6 +39,8 @@ pub struct Facts {
     pub steps: Vec<EngineStep>,
     pub jobs: Vec<JobFact>,
     pub posted: Vec<Posting>,
+    /// Peaks and who makes them, of pools where that is known from a longer time.
+    pub demand: BTreeMap<Label, Demand>,
 }
 
 impl Facts {
@@ -62,6 +65,7 @@ impl Facts {
             // Spans can only be joined with all attempts, those at providers included.
             attempts: attempts(session, around, request_us_max, !spans.is_empty()).await?,
             running: Vec::new(),
+            demand: BTreeMap::new(),
             capacity: newest_capacity(session, window).await?,
             engines: newest_engines(session, window).await?,
             jobs: all(session, &newest("jobs", "job, replica", window), store::jobs_of).await?,
@@ -85,7 +89,7 @@ impl Facts {
             jobs: &self.jobs,
             posted: &self.posted,
             policies: &rules.policies,
-            demand: &rules.demand,
+            demand: &self.demand,
         }
     }
 }
@@ -192,6 +196,19 @@ pub async fn newest_capacity(session: &Session, window: Period) -> anyhow::Resul
 pub async fn newest_settled(session: &Session) -> anyhow::Result<Option<Timestamp>> {
     let query = "SELECT CAST(max(period_start) AS BIGINT) AS newest FROM postings WHERE origin_kind = 'pool'";
     micros(session, query, "newest").await.map(|found| found.into_iter().next())
+}
+
+/// The pools of which anything is booked.
+pub async fn settled_pools(session: &Session) -> anyhow::Result<Vec<Label>> {
+    let query = "SELECT DISTINCT pool FROM postings WHERE origin_kind = 'pool' AND pool IS NOT NULL ORDER BY pool";
+    let mut pools = Vec::new();
+    for batch in session.sql(query).await? {
+        let column = rows::column(&batch, "pool")?;
+        for row in 0..batch.num_rows() {
+            pools.push(rows::plain(column, row)?.into());
+        }
+    }
+    Ok(pools)
 }
 
 /// The minutes of `window` in which anything is booked of a pool; they may have cost something once.

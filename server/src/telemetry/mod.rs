@@ -110,7 +110,7 @@ async fn watch(parts: Parts, scraper: Scraper, target: Target, every: Duration) 
             Ok(found) => {
                 failures = 0;
                 parts.declared.heard(&name, now);
-                parts.declared.learn(&name, Learned { kv_tokens: found.reading.kv_tokens });
+                parts.declared.learn(&name, Learned::of(&found.reading), now);
                 let written = parts.facts.append(&[Fact::Reading(Box::new(found.reading.clone()))]);
                 parts.status.engine_read(&name, found, now);
                 if let Err(error) = written {

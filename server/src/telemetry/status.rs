@@ -84,7 +84,8 @@ impl Status {
 
     pub(super) fn engine_read(&self, name: &Label, found: Found, now: Timestamp) {
         let mut shown = self.lock();
-        let engine = shown.engines.entry(name.clone()).or_default();
+        // A task that was stopped a moment ago may still speak: its source is no longer shown.
+        let Some(engine) = shown.engines.get_mut(name) else { return };
         if engine.reading.as_ref().is_some_and(|before| restarted(before, &found.reading)) {
             engine.restarts += 1;
         }
@@ -94,7 +95,7 @@ impl Status {
 
     /// Whether this is news: the try before was answered, or failed in another way.
     pub(super) fn engine_failed(&self, name: &Label, why: &str, now: Timestamp) -> bool {
-        self.lock().engines.entry(name.clone()).or_default().source.failed(why, now)
+        self.lock().engines.get_mut(name).is_some_and(|engine| engine.source.failed(why, now))
     }
 
     pub(super) fn gpus(&self, name: &Label, url: &str) {
@@ -103,22 +104,30 @@ impl Status {
 
     pub(super) fn gpus_read(&self, name: &Label, gpus: usize, missing: Vec<Missing>, now: Timestamp) {
         let mut shown = self.lock();
-        let source = shown.gpus.entry(name.clone()).or_default();
+        let Some(source) = shown.gpus.get_mut(name) else { return };
         source.gpus = Some(gpus);
         source.answered(missing, now);
     }
 
     pub(super) fn gpus_unknown(&self, name: &Label, unknown: Vec<Label>) {
-        self.lock().gpus.entry(name.clone()).or_default().unknown = unknown;
+        if let Some(source) = self.lock().gpus.get_mut(name) {
+            source.unknown = unknown;
+        }
     }
 
     /// As [`engine_failed`](Status::engine_failed).
     pub(super) fn gpus_failed(&self, name: &Label, why: &str, now: Timestamp) -> bool {
-        self.lock().gpus.entry(name.clone()).or_default().failed(why, now)
+        self.lock().gpus.get_mut(name).is_some_and(|source| source.failed(why, now))
     }
 
-    pub(super) fn steps(&self, name: &Label, change: impl FnOnce(&mut Steps)) {
-        change(self.lock().steps.entry(name.clone()).or_default());
+    pub(super) fn steps(&self, name: &Label, endpoint: &str) {
+        self.lock().steps.insert(name.clone(), Steps { endpoint: endpoint.to_owned(), ..Steps::default() });
+    }
+
+    pub(super) fn steps_changed(&self, name: &Label, change: impl FnOnce(&mut Steps)) {
+        if let Some(steps) = self.lock().steps.get_mut(name) {
+            change(steps);
+        }
     }
 
     /// What is known of an engine's telemetry; its age is counted up to `now`.

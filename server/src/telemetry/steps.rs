@@ -24,7 +24,7 @@ pub(super) fn source(upstream: &UpstreamSection) -> Option<StepSource> {
 /// Follows one engine for as long as the server runs.
 pub(super) async fn follow(parts: Parts, source: StepSource) {
     let name = source.engine.clone();
-    parts.status.steps(&name, |steps| steps.endpoint.clone_from(&source.endpoint));
+    parts.status.steps(&name, &source.endpoint);
     let (out, mut heard) = mpsc::channel(WAITING_MAX);
     let following = fleet::steps::follow(source, Arc::clone(&parts.clock), out);
     let writing = async {
@@ -36,7 +36,7 @@ pub(super) async fn follow(parts: Parts, source: StepSource) {
     let (ended, ()) = tokio::join!(following, writing);
     if let Err(error) = ended {
         tracing::warn!("the steps of `{name}` are not followed: {error}");
-        parts.status.steps(&name, |steps| steps.failure = Some(error.to_string()));
+        parts.status.steps_changed(&name, |steps| steps.failure = Some(error.to_string()));
     }
 }
 
@@ -48,13 +48,13 @@ fn write(parts: &Parts, name: &Label, heard: impl Iterator<Item = Heard>) {
         alive |= matches!(one, Heard::Step(_) | Heard::Heartbeat);
         match one {
             Heard::Step(step) => facts.push(Fact::Step(Box::new(step))),
-            Heard::Lost { messages, .. } => parts.status.steps(name, |steps| steps.lost += messages),
-            Heard::Unreadable(error) => parts.status.steps(name, |steps| {
+            Heard::Lost { messages, .. } => parts.status.steps_changed(name, |steps| steps.lost += messages),
+            Heard::Unreadable(error) => parts.status.steps_changed(name, |steps| {
                 steps.unreadable += 1;
                 steps.failure = Some(error.to_string());
             }),
-            Heard::Connected => parts.status.steps(name, |steps| steps.failure = None),
-            Heard::Disconnected(reason) => parts.status.steps(name, |steps| steps.failure = Some(reason)),
+            Heard::Connected => parts.status.steps_changed(name, |steps| steps.failure = None),
+            Heard::Disconnected(reason) => parts.status.steps_changed(name, |steps| steps.failure = Some(reason)),
             Heard::Heartbeat | Heard::Restarted { .. } => {}
         }
     }
@@ -63,7 +63,7 @@ fn write(parts: &Parts, name: &Label, heard: impl Iterator<Item = Heard>) {
     if alive {
         parts.declared.answered(name, now);
     }
-    parts.status.steps(name, |steps| {
+    parts.status.steps_changed(name, |steps| {
         if alive {
             steps.heard_at = Some(now);
         }

@@ -57,6 +57,8 @@ fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
     assert_eq!(report["total"]["requests"], result["requests"]);
     assert_eq!(report["request_cost"], result["charged_usd"]);
     assert_eq!(books.json(&["verify"])["clean"], true);
-    assert_eq!(books.json(&["settle"])["postings"], 0, "the demo leaves nothing to settle");
+    let settled = books.json(&["settle"]);
+    assert_eq!((&settled["postings"], &settled["balanced"]), (&0.into(), &true.into()), "{settled}");
+    assert_eq!(settled["pools"], result["pools"], "without the demo's configuration its pools stay as they are");
     books.run(&["demo", "--seconds", "1", "--headless"]).fails_with("holds a ledger already");
 }

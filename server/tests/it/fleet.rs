@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Books, Served};
+use crate::support::{Books, Served, free};
 
 const POOL: &str = "[[pool]]\nname = \"shared\"\nowner = \"platform\"\ngpu = \"A100\"\ngpus = 2\nusd_per_gpu_hour = \"2.50\"\n\
                     [telemetry]\nscrape_every_ms = 100\nnvml = false\n";
@@ -259,6 +259,47 @@ fn an_engine_that_is_not_there_yet_is_loading_and_stops_nothing() {
     assert!(shown["telemetry"]["metrics"]["failure"].as_str().unwrap().contains("nobody answers"), "{shown}");
     assert_eq!(get(&served, "/api/v1/health")["status"], "ok");
     assert_eq!(served.stop(), 0);
+}
+
+#[test]
+fn a_changed_configuration_is_listened_to_and_a_wrong_one_changes_nothing() {
+    let books = Books::new();
+    let (first, second) = (Metrics::serve(&vllm(500)), Metrics::serve(&vllm(600)));
+    let served = Served::start(&books, "", &format!("{POOL}{}", upstream("vllm-a", first.address)));
+    let reading = |place: usize| get(&served, "/api/v1/engines")[place]["telemetry"]["metrics"]["reading"].clone();
+    until("a first reading", || reading(0)["generation_tokens"] == 500);
+    served.reload(&books, &upstream("vllm-b", second.address));
+    until("the second is read", || reading(1)["generation_tokens"] == 600);
+    until("the first is read on", || reading(0)["generation_tokens"] == 500);
+    served.reload(
+        &books,
+        &format!("{}engine = {{ model_config = \"none.json\" }}\n", upstream("vllm-c", second.address)),
+    );
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(get(&served, "/api/v1/engines").as_array().unwrap().len(), 2);
+    let (code, log) = served.stop_and_read();
+    assert_eq!(code, 0);
+    assert!(log.contains("upstream `vllm-c`: engine.model_config: cannot read"), "{log}");
+    let rows = books.json(&[
+        "sql",
+        "SELECT engine, count(DISTINCT period_start) AS runs FROM engines GROUP BY engine ORDER BY engine",
+    ]);
+    assert_eq!(
+        rows,
+        json!([{"engine": "vllm-a", "runs": 1}, {"engine": "vllm-b", "runs": 1}]),
+        "the first went on as it was"
+    );
+}
+
+#[test]
+fn the_port_for_spans_is_open_and_an_open_connection_does_not_keep_the_server() {
+    let books = Books::new();
+    let address = free();
+    let served = Served::start(&books, "", &format!("{POOL}otlp_grpc = \"{address}\"\n"));
+    let connection = std::net::TcpStream::connect(address).expect("somebody listens");
+    assert_eq!(served.stop(), 0);
+    drop(connection);
+    assert!(std::net::TcpStream::connect(address).is_err(), "nobody listens any more");
 }
 
 #[test]

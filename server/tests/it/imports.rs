@@ -80,8 +80,8 @@ not json
     assert!(lines(&books.path("run.jsonl.rejects.jsonl"))[0].contains("\"line\":2"));
     let report = books.json(&["report", "--by", "pool,model"]);
     assert_eq!((total(&report, "self_hosted_attempts"), total(&report, "effective_cost")), (&2.into(), &Value::Null));
-    let times =
-        books.json(&["sql", "SELECT sent_us, queued_us, first_token_us, last_token_us FROM attempts ORDER BY received_at"]);
+    let times = books
+        .json(&["sql", "SELECT sent_us, queued_us, first_token_us, last_token_us FROM attempts ORDER BY received_at"]);
     assert_eq!(
         times[0],
         serde_json::json!({ "sent_us": 0, "queued_us": 20_000, "first_token_us": 500_000, "last_token_us": 1_250_000 })

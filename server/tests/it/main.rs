@@ -4,6 +4,7 @@
 
 mod allocate;
 mod api;
+mod bills;
 mod check;
 mod demo;
 mod fleet;

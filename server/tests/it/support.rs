@@ -120,6 +120,14 @@ impl Served {
         ask(self.admin, method, path, headers, body)
     }
 
+    /// Has it read its configuration again, with `more` at the end.
+    pub fn reload(&self, books: &Books, more: &str) {
+        let file = books.path("serve.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("{text}{more}")).unwrap();
+        assert!(Command::new("kill").args(["-HUP", &self.child.id().to_string()]).status().unwrap().success());
+    }
+
     /// Stops it with SIGTERM and waits for the end of its drain.
     pub fn stop(self) -> i32 {
         self.stop_and_read().0
@@ -159,7 +167,8 @@ pub fn ask(address: SocketAddr, method: &str, path: &str, headers: &str, body: &
     (status, head.to_lowercase(), body.to_owned())
 }
 
-fn free() -> SocketAddr {
+/// An address that nobody listens on.
+pub fn free() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 

@@ -61,7 +61,7 @@ fn write_pool(seed: u64, requests: u64, pool: u32, dir: &Path) -> Result<u64, Fa
         engines_of(pool).map(|number| (number, Engine::new(seed, number, requests))).collect();
     let mut heads: Vec<Option<Request>> = engines.iter_mut().map(|(_, engine)| engine.next()).collect();
     let mut rows = Rows::default();
-    let mut writer = Writer::create(File::create(requests_file(dir, pool))?, rows.batch()?.schema())?;
+    let mut writer = Writer::create(File::create(requests_file(dir, pool))?, Rows::default().batch()?.schema())?;
     let mut written = 0;
     loop {
         let first = (0..heads.len())

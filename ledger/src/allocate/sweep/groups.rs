@@ -96,3 +96,7 @@ impl Group {
         self.since = integral;
     }
 }
+
+#[cfg(test)]
+#[path = "groups_tests.rs"]
+mod tests;

@@ -57,12 +57,14 @@ impl Sweep {
         self.preemptions += 1;
     }
 
-    /// The eldest preempted requests come back while their caches fit.
+    /// The eldest preempted requests come back while their caches fit. An empty batch takes the first in any case: its tokens
+    /// came, so that a cache too small for it alone is a wrong number, and time in which it ran is not idle.
     pub(super) fn resume_what_fits(&mut self) {
         let Some(capacity) = self.limits.kv_tokens else { return };
         while let Some(&at) = self.preempted.front() {
             let held = self.slots[at as usize].held;
-            if self.kv_tokens(self.now_s) + held + self.limits.block_tokens / 2.0 > capacity {
+            let empty = self.totals.decoding + self.totals.prefilling < 0.5;
+            if !empty && self.kv_tokens(self.now_s) + held + self.limits.block_tokens / 2.0 > capacity {
                 return;
             }
             self.preempted.pop_front();
