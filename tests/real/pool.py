@@ -19,6 +19,8 @@ from checks import Checks, table
 from processes import Engine, Farthing
 
 RATE = "3.60"
+# How far a share may lie outside of what leaving out and being alone say: the cores' clocks tick in hundredths, and no two runs are alike.
+SLACK = 0.05
 SIZES = {"small": (4, 256), "large": (12, 512)}
 
 
@@ -98,15 +100,24 @@ def complete(url, key, model, text, tokens):
     return usage["prompt_tokens"], usage["completion_tokens"]
 
 
-def run(engines, gateway, tenants, seconds, bypass=()):
-    """Lets `tenants` ask through the gateway and `bypass` past it. Processor seconds above the engines' idle, and the tokens
-    of those who went past."""
+@dataclasses.dataclass
+class Phase:
+    """One stretch of traffic: when it was, what the engines' cores worked for it, and the tokens of those who went past."""
+
+    start: float
+    end: float
+    spent: float
+    past: tuple
+
+
+def run(engines, gateway, tenants, seconds, bypass=(), idle=0.0):
+    """Lets `tenants` ask through the gateway and `bypass` past it. `idle` is what the engines' processes use per second anyhow."""
     jobs = [
         (number * seconds / tenant.requests, gateway.url if through else engines[tenant.model].url, gateway.keys.get(tenant.name) if through else None, tenant, number)
         for group, through in ((tenants, True), (bypass, False)) for tenant in group for number in range(tenant.requests)
     ]
-    before = {name: engine.cpu_seconds() for name, engine in engines.items()}
-    start = time.monotonic()
+    before = sum(engine.cpu_seconds() for engine in engines.values())
+    start, wall = time.monotonic(), time.time()
 
     def ask(job):
         at, url, key, tenant, number = job
@@ -116,121 +127,144 @@ def run(engines, gateway, tenants, seconds, bypass=()):
 
     with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
         answers = list(pool.map(ask, jobs))
-    lasted = time.monotonic() - start
-    spent = sum(engine.cpu_seconds() - before[name] for name, engine in engines.items())
+    spent = sum(engine.cpu_seconds() for engine in engines.values()) - before - idle * (time.monotonic() - start)
     past = [used for key, used in answers if key is None]
-    return spent, lasted, (sum(used[0] for used in past), sum(used[1] for used in past))
+    # Long enough for the engines to be read while they are quiet.
+    time.sleep(2)
+    return Phase(wall, time.time(), spent, (sum(used[0] for used in past), sum(used[1] for used in past)))
 
 
 def idle_rate(engines, seconds=5):
-    """Processor seconds per second that the servers use while nobody asks."""
+    """Core seconds per second that the engines use while nobody asks."""
     before = sum(engine.cpu_seconds() for engine in engines.values())
     time.sleep(seconds)
     return (sum(engine.cpu_seconds() for engine in engines.values()) - before) / seconds
 
 
-def lines(gateway):
-    """The pool's postings by line, and what its capacity cost."""
-    rows = gateway.rows("SELECT line, sum(effective_cost) AS usd, sum(gpu_us) AS gpu_us FROM postings WHERE pool = 'shared' GROUP BY line")
-    return {row["line"]: (float(row["usd"]), int(row["gpu_us"] or 0)) for row in rows}
+def calibrate(checks, engines, gateway):
+    """Traffic of many kinds until the constants of both engines are fitted to it, which takes effect with the next minute."""
+    mixed = [dataclasses.replace(tenant, requests=40, output_tokens=tenant.output_tokens // 2 + 2) for tenant in TENANTS]
+    until = time.monotonic() + 600
+    while time.monotonic() < until:
+        run(engines, gateway, mixed, 60)
+        fitted = gateway.rows("SELECT engine, max(period_start) AS since, max(setup) AS setup FROM engines WHERE setup NOT LIKE '%\"error\":null%' GROUP BY engine")
+        if len(fitted) == len(engines):
+            time.sleep(60 - time.time() % 60 + 1)
+            break
+    checks.equal("the constants of both engines are fitted to what they did", sorted(row["engine"] for row in fitted), sorted(engines))
+    rows = [("engine", "compute", "bandwidth", "overhead ms", "overlap", "median error", "p95")]
+    for row in fitted:
+        setup = json.loads(row["setup"])
+        constants, error = setup["constants"], setup["error"]
+        reached = constants["efficiencies"]
+        rows.append((row["engine"], f"{reached['compute']:.3f}", f"{reached['bandwidth']:.3f}", f"{1e3 * reached['overhead_s']:.2f}", f"{constants['overlap']:.2f}", f"{error['median']:.1%}", f"{error['p95']:.1%}"))
+    table("Constants", rows)
 
 
-def paid(gateway):
-    """GPU-seconds that each tenant is charged for."""
-    rows = gateway.rows("SELECT consumer, sum(effective_cost) AS usd, sum(gpu_us) AS gpu_us FROM postings WHERE pool = 'shared' AND line = 'request' GROUP BY consumer")
-    return {row["consumer"]: (float(row["usd"]), int(row["gpu_us"]) / 1e6) for row in rows}
+def of_phase(gateway, phase, line):
+    """GPU-seconds by tenant (or none) of a line in the phase: of requests by when they came, of the rest by whole minutes."""
+    moment = lambda at: f"to_timestamp_micros({int(at * 1e6)})"
+    rows = gateway.rows(
+        f"SELECT p.consumer AS consumer, sum(p.gpu_us) AS gpu_us FROM postings p JOIN attempts a ON p.request_id = a.request_id AND p.attempt = a.attempt"
+        f" WHERE p.pool = 'shared' AND p.line = '{line}' AND a.received_at BETWEEN {moment(phase.start)} AND {moment(phase.end)} GROUP BY p.consumer"
+    )
+    return {row["consumer"]: int(row["gpu_us"]) / 1e6 for row in rows}
 
 
-def settled(checks, name, gateway, stay=True):
-    """Stops the gateway, which settles everything, and holds the books against the pool's cost."""
-    gateway.stop()
-    gateway.run("settle")
-    verified = gateway.run("verify")
-    checks.that(f"{name}: the pool's postings add up to its cost to the picodollar", verified.get("balanced") is True, "" if verified.get("balanced") else verified)
-    found = lines(gateway)
-    checks.that(f"{name}: nothing is left unallocated", found.get("unallocated", (0, 0))[0] == 0, found.get("unallocated", ""))
-    return found
+def unobserved(gateway):
+    """GPU-seconds that the books say bypassed the gateway, so far."""
+    row = gateway.rows("SELECT sum(gpu_us) AS gpu_us, sum(effective_cost) AS usd FROM postings WHERE pool = 'shared' AND line = 'unobserved'")[0]
+    return int(row["gpu_us"] or 0) / 1e6, float(row["usd"] or 0)
+
+
+def unobserved_tokens(gateway):
+    """The growth of the engines' counters while the ledger watched, less what it metered: input and output tokens."""
+    grown = gateway.rows(
+        "SELECT engine, max(prompt_tokens) - min(prompt_tokens) AS input, max(generation_tokens) - min(generation_tokens) AS output FROM readings GROUP BY engine"
+    )
+    metered = gateway.rows("SELECT sum(input_tokens) AS input, sum(output_tokens) AS output FROM attempts WHERE pool = 'shared'")[0]
+    return tuple(sum(int(row[kind]) for row in grown) - int(metered[kind]) for kind in ("input", "output"))
+
+
+def watched(gateway, engines):
+    """Waits until every engine was read once, so that counters have a start."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if len(gateway.rows("SELECT DISTINCT engine FROM readings")) == len(engines):
+            return
+        time.sleep(0.5)
+    raise SystemExit("the engines were not read within half a minute")
+
+
+def compared(checks, gateway, everybody, without, alone):
+    shares = of_phase(gateway, everybody, "request")
+    checks.equal("every tenant is charged", sorted(shares), sorted(tenant.name for tenant in TENANTS))
+    charged, whole = sum(shares.values()), everybody.spent
+    marginal = {name: whole - phase.spent for name, phase in without.items()}
+    rows = [("tenant", "charged GPU-s", "share", "marginal core-s", "of all", "stand-alone core-s", "of all")]
+    for name, seconds in sorted(shares.items(), key=lambda item: -item[1]):
+        rows.append((name, f"{seconds:.2f}", f"{seconds / charged:.1%}", f"{marginal[name]:.2f}", f"{marginal[name] / whole:.1%}", f"{alone[name].spent:.2f}", f"{alone[name].spent / whole:.1%}"))
+    table(f"Who caused what: charged against runs without the tenant, and of the tenant alone ({whole:.1f} core-s in all)", rows)
+    by = lambda amounts: sorted(amounts, key=amounts.get, reverse=True)
+    checks.equal("leaving one out ranks the tenants as the attribution does", by(shares), by(marginal))
+    checks.equal("asking alone ranks the tenants as the attribution does", by(shares), by({name: phase.spent for name, phase in alone.items()}))
+    outside = [
+        name for name in shares
+        if not marginal[name] / whole - SLACK <= shares[name] / charged <= alone[name].spent / whole + SLACK
+    ]
+    checks.equal(f"marginal <= share <= stand-alone, within {SLACK:.0%} of all", outside, [])
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--seconds", type=float, default=25, help="length of each run (default 25)")
-    arguments.add_argument("--keep", action="store_true", help="keep the ledgers and logs")
+    arguments.add_argument("--seconds", type=float, default=25, help="length of each phase (default 25)")
+    arguments.add_argument("--keep", action="store_true", help="keep the ledger and logs")
     arguments = arguments.parse_args()
     checks = Checks()
     folder = pathlib.Path(tempfile.mkdtemp(prefix="farthing-pool-"))
     # Both compute on one core, which therefore is the shared device: its time is sliced between them.
-    engines, good = {name: Engine(folder, name, size, core=0) for name, size in SIZES.items()}, False
-    gateways = []
+    engines, gateway, good = {name: Engine(folder, name, size, core=0) for name, size in SIZES.items()}, None, False
     try:
         print("waiting for two vLLM servers", file=sys.stderr)
         for engine in engines.values():
             engine.wait_until_ready()
-        sections = config(engines, folder)
-
-        def gateway(name):
-            gateways.append(Farthing(folder, name, sections, consumers=[tenant.name for tenant in TENANTS]))
-            return gateways[-1]
-
-        # Engines compile and warm up at their first requests; that belongs to nobody's bill here.
-        run(engines, gateway("warm-up"), TENANTS, 5)
-        gateways[-1].stop()
+        gateway = Farthing(folder, "books", config(engines, folder), consumers=[tenant.name for tenant in TENANTS])
+        watched(gateway, engines)
+        calibrate(checks, engines, gateway)
+        phase = lambda tenants, **more: run(engines, gateway, tenants, arguments.seconds, idle=idle, **more)
         idle = idle_rate(engines)
-
-        def measure(name, tenants, bypass=()):
-            books = gateway(name)
-            spent, lasted, past = run(engines, books, tenants, arguments.seconds, bypass)
-            time.sleep(2)
-            return books, spent - idle * lasted, past
-
-        everybody, whole, _ = measure("everybody", TENANTS)
-        found = settled(checks, "everybody", everybody)
-        checks.that("everybody: unobserved is zero", found.get("unobserved", (0.0, 0))[0] == 0, found.get("unobserved", ""))
-        shares = paid(everybody)
-        checks.equal("everybody: every tenant is charged", sorted(shares), sorted(tenant.name for tenant in TENANTS))
-        charged = sum(seconds for _, seconds in shares.values())
-
-        rows, marginal, alone = [("tenant", "charged GPU-s", "share", "marginal CPU-s", "share", "stand-alone CPU-s", "share")], {}, {}
-        for tenant in TENANTS:
-            without, spent, _ = measure(f"without-{tenant.name}", [other for other in TENANTS if other is not tenant])
-            marginal[tenant.name] = whole - spent
-            settled(checks, f"without {tenant.name}", without)
-            by_itself, alone[tenant.name], _ = measure(f"only-{tenant.name}", [tenant])
-            settled(checks, f"only {tenant.name}", by_itself)
-            seconds = shares.get(tenant.name, (0, 0))[1]
-            rows.append((tenant.name, f"{seconds:.2f}", f"{seconds / charged:.1%}", f"{marginal[tenant.name]:.2f}", f"{marginal[tenant.name] / whole:.1%}", f"{alone[tenant.name]:.2f}", f"{alone[tenant.name] / whole:.1%}"))
-        table(f"Who caused what: Farthing's share against runs without the tenant, and of the tenant alone ({whole:.1f} CPU-s in all)", rows)
-        by = lambda amounts: sorted(amounts, key=amounts.get, reverse=True)
-        checks.equal("leaving one out ranks the tenants as the attribution does", by(marginal), by({name: seconds for name, (_, seconds) in shares.items()}))
-
+        everybody = phase(TENANTS)
+        without = {tenant.name: phase([other for other in TENANTS if other is not tenant]) for tenant in TENANTS}
+        alone = {tenant.name: phase([tenant]) for tenant in TENANTS}
+        checks.equal("nobody went past: engine counters less metered tokens", unobserved_tokens(gateway), (0, 0))
+        quiet = time.time()
+        past = phase(TENANTS, bypass=[Tenant("nobody", "small", 8, 40, 100)])
+        checks.that("farthing stops cleanly", gateway.stop())
+        gateway.run("settle")
+        verified = gateway.run("verify")
+        checks.that("the pool's postings add up to its cost to the picodollar", verified.get("balanced") is True, "" if verified.get("balanced") else verified)
+        compared(checks, gateway, everybody, without, alone)
         # Traffic that goes past the gateway shows up as unobserved, and nowhere else.
-        past = Tenant("nobody", "small", 8, 40, 100)
-        books, _, tokens = measure("bypass", TENANTS, [past])
-        found = settled(checks, "bypass", books)
-        missing = unobserved_tokens(books)
-        checks.equal("bypass: the engines' counters less the metered tokens are the bypassing tokens", missing, tokens)
-        seconds = found.get("unobserved", (0.0, 0))[1] / 1e6
-        checks.that("bypass: unobserved time is charged to its own line", seconds > 0, f"{seconds:.2f} GPU-s")
+        checks.equal("engine counters less metered tokens are the bypassing tokens", unobserved_tokens(gateway), past.past)
+        early = gateway.rows(f"SELECT count(*) AS n FROM postings WHERE line = 'unobserved' AND period_end <= to_timestamp_micros({int(quiet * 1e6)})")[0]
+        checks.equal("before anybody went past: postings of unobserved traffic", int(early["n"]), 0)
+        seconds, usd = unobserved(gateway)
+        checks.that("the bypassing traffic is charged to its own line", seconds > 0, f"{seconds:.2f} GPU-s, {usd:.6f} USD")
+        left = gateway.rows("SELECT sum(effective_cost) AS usd FROM postings WHERE line = 'unallocated'")[0]["usd"]
+        checks.that("nothing is left unallocated", not float(left or 0), left or "")
+        lines = gateway.rows("SELECT line, sum(effective_cost) AS usd, sum(gpu_us) / 1e6 AS gpu_s FROM postings WHERE pool = 'shared' GROUP BY line ORDER BY line")
+        table("The pool's lines over the whole run", [("line", "USD", "GPU-s")] + [(row["line"], row["usd"], f"{float(row['gpu_s']):.2f}") for row in lines])
         good = checks.report()
     finally:
-        for books in gateways:
-            books.stop()
+        if gateway:
+            gateway.stop()
         for engine in engines.values():
             engine.stop()
         if good and not arguments.keep:
             shutil.rmtree(folder)
         else:
-            print(f"ledgers and logs: {folder}", file=sys.stderr)
+            print(f"ledger and logs: {folder}", file=sys.stderr)
     return 0 if good else 1
-
-
-def unobserved_tokens(books):
-    """The growth of the engines' counters while the ledger watched, less what it metered: input and output tokens."""
-    grown = books.rows(
-        "SELECT engine, max(prompt_tokens) - min(prompt_tokens) AS input, max(generation_tokens) - min(generation_tokens) AS output FROM readings GROUP BY engine"
-    )
-    metered = books.rows("SELECT sum(input_tokens) AS input, sum(output_tokens) AS output FROM attempts WHERE pool = 'shared'")[0]
-    return tuple(sum(int(row[kind]) for row in grown) - int(metered[kind]) for kind in ("input", "output"))
 
 
 if __name__ == "__main__":

@@ -109,7 +109,8 @@ fn fair(parties: &[Party], active: &[usize]) -> Vec<(usize, f64)> {
     let mut left = 1.0;
     while !open.is_empty() {
         let all: f64 = open.iter().map(|&at| parties[at].demand.max(0.0)).sum();
-        let part = |at: usize| left * if all > 0.0 { parties[at].demand.max(0.0) / all } else { 1.0 / open.len() as f64 };
+        let part =
+            |at: usize| left * if all > 0.0 { parties[at].demand.max(0.0) / all } else { 1.0 / open.len() as f64 };
         let (capped, rest): (Vec<usize>, Vec<usize>) = open.iter().partition(|&&at| part(at) >= parties[at].cap);
         if capped.is_empty() {
             parts.extend(open.iter().map(|&at| (at, part(at))));

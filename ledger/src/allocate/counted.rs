@@ -50,7 +50,7 @@ pub(super) struct Metered {
 /// Places `items` on the engine. Nothing when they have no tokens.
 pub(super) fn place(engine: &Engine, items: &[Counted], metered: &Metered, method: Method) -> Beside {
     let rates = engine.constants.map(|constants| {
-        let all = items.iter().fold(metered.counted, |sum, item| plus(sum, item));
+        let all = items.iter().fold(metered.counted, plus);
         let context = context(&all);
         let heads = metered.running.unwrap_or_else(|| heads(&constants, &all, context, metered.span_s));
         [heads, 1.0].map(|heads| Rates::of_model(&constants, heads, context))
@@ -71,12 +71,12 @@ pub(super) fn place(engine: &Engine, items: &[Counted], metered: &Metered, metho
     let (outside_s, inside) = match (rates, seen_s) {
         (Some([rates, alone]), Some(seen_s)) => {
             let outside_s = seen_s.min(seconds(&alone));
-            (outside_s, (1.0 - outside_s / seconds(&rates)).max(0.0))
+            (outside_s, left(outside_s, seconds(&rates)))
         }
         (Some([rates, _]), None) => {
             let outside_s = (rates.seconds(&metered.counted) + seconds(&rates) - metered.busy_s).max(0.0);
             let outside_s = outside_s.min(seconds(&rates));
-            (outside_s, 1.0 - outside_s / seconds(&rates))
+            (outside_s, left(outside_s, seconds(&rates)))
         }
         (None, Some(seen_s)) => (seen_s, 1.0),
         // Nothing says how long: beside the others where there are any, and all the time when it can only be theirs.
@@ -86,6 +86,21 @@ pub(super) fn place(engine: &Engine, items: &[Counted], metered: &Metered, metho
     let others = divide.seconds(&metered.counted);
     let part = if others + all * inside > 0.0 { all * inside / (others + all * inside) } else { 0.0 };
     Beside { weights, outside_s, part }
+}
+
+/// The part of `all_s` seconds that is not outside; all of it when the rates give the tokens no time.
+fn left(outside_s: f64, all_s: f64) -> f64 {
+    if all_s > 0.0 { (1.0 - outside_s / all_s).max(0.0) } else { 1.0 }
+}
+
+/// The same traffic in a part of the time.
+pub(super) fn scaled(counted: Counted, part: f64) -> Counted {
+    Counted {
+        prompt_tokens: counted.prompt_tokens * part,
+        cached_tokens: counted.cached_tokens * part,
+        generation_tokens: counted.generation_tokens * part,
+        steps: counted.steps * part,
+    }
 }
 
 /// What of a request's tokens lies within `span`, its phases taken as even.

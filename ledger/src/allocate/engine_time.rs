@@ -5,7 +5,7 @@
 //! beside or between them (tier C, [`counted`](super::counted)). The reconstruction is compared with the engine's own
 //! samples and with the batches of its own steps, and the score stands on each posting.
 
-use super::counted::{Beside, Metered, counted, counted_of, own_word, place};
+use super::counted::{Beside, Metered, counted, counted_of, own_word, place, scaled};
 use super::counters::Counted;
 use super::joined::{Joined, join};
 use super::policy::{Method, Policy, SharingRule};
@@ -56,12 +56,12 @@ pub(super) struct EngineTime {
 }
 
 /// Looks at `engine` within `span`, which is part of an interval that begins at `start`. `own` are the requests that it
-/// served, each with its place among all that were.
+/// served, each with its place among all that were; of what it counted over the whole interval, `part` belongs to the span.
 pub(super) fn engine_time(
     engine: &Engine,
     own: &[(usize, &Served)],
     start: Timestamp,
-    span: Period,
+    (span, part): (Period, f64),
     policy: &Policy,
 ) -> EngineTime {
     let known = engine.constants.is_some() || policy.method != Method::Roofline;
@@ -85,7 +85,7 @@ pub(super) fn engine_time(
         .filter(|(_, served)| served.known == Known::Counts && span.contains(served.timeline.arrived))
         .map(|(at, served)| (*at, counted(&served.timeline)))
         .collect();
-    let unobserved = engine.unobserved.unwrap_or_default();
+    let unobserved = scaled(engine.unobserved.unwrap_or_default(), part);
     let (sampled_s, running) = own_word(engine, start, span);
     let metered = Metered {
         counted: counted_of(&order, span),

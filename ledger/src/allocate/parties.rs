@@ -22,6 +22,10 @@ pub(super) struct Cast<'a> {
     /// What each engine served, with its place among all that were served.
     served: BTreeMap<&'a str, Vec<(usize, &'a Served)>>,
     jobs: &'a [&'a JobFact],
+    /// How long each replica had GPUs in the interval, in microseconds.
+    present_us: BTreeMap<&'a str, u64>,
+    /// The interval.
+    period: Period,
     /// Who pays for what is nobody else's.
     owner: &'a Context,
 }
@@ -32,8 +36,10 @@ impl<'a> Cast<'a> {
         served: &[&'a Served],
         jobs: &'a [&'a JobFact],
         owner: &'a Context,
+        (capacity, period): (&[&'a CapacityFact], Period),
     ) -> Cast<'a> {
-        let mut cast = Cast { engines: BTreeMap::new(), served: BTreeMap::new(), jobs, owner };
+        let present_us = present_us(capacity, period);
+        let mut cast = Cast { engines: BTreeMap::new(), served: BTreeMap::new(), jobs, present_us, period, owner };
         for engine in engines {
             cast.engines.entry(&engine.replica).or_default().push(engine);
         }
@@ -50,6 +56,20 @@ impl<'a> Cast<'a> {
     fn served_by(&self, engine: &Engine) -> &[(usize, &'a Served)] {
         self.served.get(&*engine.name).map_or(&[], Vec::as_slice)
     }
+}
+
+/// How long each replica had GPUs within `period`, moments with several facts counted once.
+fn present_us<'a>(capacity: &[&'a CapacityFact], period: Period) -> BTreeMap<&'a str, u64> {
+    let mut spans: Vec<(&CapacityFact, Period)> =
+        capacity.iter().filter_map(|fact| Some((*fact, fact.period.intersect(period)?))).collect();
+    spans.sort_by_key(|(_, span)| span.start);
+    let mut present: BTreeMap<&str, (u64, Timestamp)> = BTreeMap::new();
+    for (fact, span) in spans {
+        let (length, upto) = present.entry(&fact.replica).or_insert((0, span.start));
+        *length += span.end.micros_since(span.start.max(*upto));
+        *upto = span.end.max(*upto);
+    }
+    present.into_iter().map(|(replica, (length, _))| (replica, length)).collect()
 }
 
 /// Why time that nobody used was there.
@@ -132,20 +152,16 @@ struct Paid<'a> {
 }
 
 impl<'a> Together<'a> {
-    /// Divides `span`, the part of an interval from `start` in which the GPUs were there.
-    pub(super) fn used(
-        &self,
-        cast: &Cast<'a>,
-        fact: &CapacityFact,
-        start: Timestamp,
-        span: Period,
-        policy: &Policy,
-    ) -> Used<'a> {
+    /// Divides `span`, the part of the interval in which the GPUs of `fact` were there.
+    pub(super) fn used(&self, cast: &Cast<'a>, fact: &CapacityFact, span: Period, policy: &Policy) -> Used<'a> {
         let span_s = span.micros() as f64 * 1e-6;
+        // What an engine counted over the interval lies evenly in the time in which it had GPUs.
+        let present_us = cast.present_us.get(&*fact.replica).copied().unwrap_or(0);
+        let part = span.micros() as f64 / present_us.max(1) as f64;
         let times: Vec<EngineTime> = self
             .engines
             .iter()
-            .map(|engine| engine_time(engine, cast.served_by(engine), start, span, policy))
+            .map(|engine| engine_time(engine, cast.served_by(engine), cast.period.start, (span, part), policy))
             .collect();
         let granted = self.granted(&times, span, policy.sharing);
         let busy_s = granted.iter().sum::<f64>().min(span_s);

@@ -132,7 +132,7 @@ pub fn allocate(
     let mut capacity = latest(capacity);
     capacity.retain(|fact| fact.pool == *pool && fact.period.intersect(period).is_some());
     let owner = Context { team: capacity.iter().find_map(|fact| fact.owner.clone()), ..Context::default() };
-    let cast = Cast::of(engines, &served, &jobs, &owner);
+    let cast = Cast::of(engines, &served, &jobs, &owner, (&capacity, period));
     let mut idle = Idle::default();
     let mut left_idle: Vec<(Standing, Amount, Found)> = Vec::new();
 
@@ -142,7 +142,7 @@ pub fn allocate(
         let micros = i64::try_from(span.micros()).unwrap_or(i64::MAX);
         let whole = Amount { money: fact.cost_within(period), gpu_us: micros.saturating_mul(i64::from(fact.gpus)) };
         for (part, amount) in together(&cast, fact, whole)? {
-            let used = part.used(&cast, fact, period.start, span, policy);
+            let used = part.used(&cast, fact, span, policy);
             let gpus = f64::from(fact.gpus) * part.size;
             idle.busy += gpus * used.busy_s;
             match &part.standing {

@@ -26,7 +26,7 @@ fn rate() -> GpuHourRate {
 }
 
 fn any_timelines() -> impl Strategy<Value = Vec<EngineTimeline>> {
-    let one = (30.0f64..400.0, 0.0f64..3.0, 0.0f64..90.0, 1u32..8_000, 0u32..900).prop_map(
+    let one = (30.0f64..400.0, 0.0f64..3.0, 0.0f64..90.0, 1u32..8_000, 2u32..900).prop_map(
         |(scheduled, prefill, decode, input_tokens, output_tokens)| EngineTimeline {
             arrived: at(scheduled),
             scheduled: at(scheduled),

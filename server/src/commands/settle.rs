@@ -27,11 +27,11 @@ pub async fn run(app: &App, options: &Settle) -> anyhow::Result<ExitCode> {
     let prices = price_book(&loaded.config, governance.price_map.as_ref());
     let now = clock::now();
 
-    let ended = Period { end: window.end.min(now), ..window };
-    let calls = settlement::take_calls(&store, &rules, &prices, &[], &Late::default(), ended, now).await?;
-    let session = store.session().await?;
-    let assumed = settlement::imported::assumed(&session, &loaded, &rules, window, now).await?;
+    let assumed = settlement::imported::assumed(&store.session().await?, &loaded, &rules, window, now).await?;
     let fresh = Fresh { facts: assumed.facts.clone(), running: Vec::new() };
+    let ended = Period { end: window.end.min(now), ..window };
+    let calls = settlement::take_calls(&store, &rules, &prices, &fresh, &Late::default(), ended, now).await?;
+    let session = store.session().await?;
     let minutes = settlement::minutes_of(&session, window, &fresh).await?;
     let bar = progress("settling {wide_bar} {pos}/{len} minutes {eta}");
     let settled = settlement::settle(&store, &rules, &minutes, fresh, &mut Demands::default(), now, &bar).await;

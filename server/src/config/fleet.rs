@@ -290,7 +290,7 @@ pub struct JobSection {
 pub struct SettlementSection {
     /// Milliseconds that a minute waits for late facts before it is settled: the watermark.
     pub lag_ms: u64,
-    /// Hours in which later facts still correct a settled minute by themselves.
+    /// Hours that a start settles again, should it have missed facts about them. Late facts correct any minute.
     pub look_back_h: u32,
 }
 

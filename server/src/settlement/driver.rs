@@ -20,8 +20,9 @@ use crate::wiring::Shutdown;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How long to wait after a settlement that failed.
 const RETRY_AFTER_US: i64 = 10_000_000;
-/// How long after the start constants are first fitted, and how often from then on.
-const FIRST_FIT_US: i64 = 10 * 60_000_000;
+/// How long after the start constants are first fitted. The wait doubles from one fit to the next, because data sheets are far off
+/// and little traffic is better than none, until it is an hour.
+const FIRST_FIT_US: i64 = 60_000_000;
 const FIT_EVERY_US: i64 = 3_600_000_000;
 /// How far back spans are looked at for calls that nobody metered.
 const SPANS_BACK_US: i64 = 3_600_000_000;
@@ -59,6 +60,7 @@ pub struct Driver {
     demands: Demands,
     not_before: Timestamp,
     next_fit: Option<Timestamp>,
+    fit_after_us: i64,
 }
 
 /// Up to where a settlement goes.
@@ -92,6 +94,7 @@ impl Driver {
             demands: Demands::default(),
             not_before: Timestamp::default(),
             next_fit: None,
+            fit_after_us: FIRST_FIT_US,
         }
     }
 
@@ -111,7 +114,7 @@ impl Driver {
         fresh.facts.iter().for_each(|fact| self.late.note(fact));
         let prices = self.prices.load_full();
         let told = Period { start: now.plus_micros(-SPANS_BACK_US), end: now };
-        let calls = take_calls(&self.store, &rules, &prices, &fresh.running, &self.late, told, watermark).await?;
+        let calls = take_calls(&self.store, &rules, &prices, &fresh, &self.late, told, watermark).await?;
 
         let mut dirty = self.late.take(line);
         let end = match until {
@@ -271,7 +274,8 @@ impl Driver {
         if now < due {
             return;
         }
-        self.next_fit = Some(now.plus_micros(FIT_EVERY_US));
+        self.next_fit = Some(now.plus_micros(self.fit_after_us));
+        self.fit_after_us = (2 * self.fit_after_us).min(FIT_EVERY_US);
         if let Err(error) = self.fit(now).await {
             tracing::error!("fitting the engines' constants: {error:#}");
         }

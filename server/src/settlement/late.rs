@@ -102,7 +102,7 @@ impl Noted {
     /// What is new in a fact that replaces an earlier one: the time by which it grew or shrank, or all of it.
     fn grown(&mut self, identity: Identity, fact: &Fact, period: Period) -> Option<Period> {
         if self.growing.len() >= GROWING_MAX && !self.growing.contains_key(&identity) {
-            self.growing.clear();
+            self.forget_ended();
         }
         let Some(before) = self.growing.insert(identity, fact.clone()) else { return Some(period) };
         let (end, same) = differs_in_end_only(&before, fact)?;
@@ -111,6 +111,14 @@ impl Noted {
         } else {
             Some(Period { start: period.start, end: period.end.max(end) })
         }
+    }
+
+    /// Forgets the half that ended first: what still grows is in the other.
+    fn forget_ended(&mut self) {
+        let mut ends: Vec<Timestamp> = self.growing.values().filter_map(end_of).collect();
+        let middle = ends.len() / 2;
+        let Some((_, &mut limit, _)) = (middle < ends.len()).then(|| ends.select_nth_unstable(middle)) else { return };
+        self.growing.retain(|_, fact| end_of(fact) > Some(limit));
     }
 
     fn mark(&mut self, touched: Period) {
@@ -133,6 +141,15 @@ impl Noted {
             }
             minute = interval_of(minute.end);
         }
+    }
+}
+
+fn end_of(fact: &Fact) -> Option<Timestamp> {
+    match fact {
+        Fact::Capacity(fact) => Some(fact.period.end),
+        Fact::Engine(fact) => Some(fact.period.end),
+        Fact::Job(fact) => Some(fact.period.end),
+        _ => None,
     }
 }
 
@@ -291,6 +308,21 @@ mod tests {
         assert_eq!(late.take(at(600)), [minutes(0, 3)], "other GPUs all along");
         late.note(&capacity(0, 60, 4));
         assert_eq!(late.take(at(600)), [minutes(1, 3)], "it ended earlier than was thought");
+    }
+
+    #[test]
+    fn what_still_grows_is_remembered_among_many_that_ended() {
+        let late = Late::default();
+        late.take(at(0));
+        late.note(&capacity(0, 3_600, 2));
+        for number in 0..=i64::try_from(GROWING_MAX).unwrap() {
+            late.note(&capacity(number + 1, number + 2, 1));
+            late.note(&capacity(0, 3_600 + number, 2));
+        }
+        assert!(late.lock().growing.len() <= GROWING_MAX);
+        late.take(at(100_000));
+        late.note(&capacity(0, 3_600 + 10_060, 2));
+        assert!(late.take(at(100_000)).iter().all(|period| period.micros() <= 120_000_000), "only what is new in it");
     }
 
     #[test]

@@ -187,12 +187,13 @@ pub async fn take_calls(
     store: &Store,
     rules: &Rules,
     prices: &PriceBook,
-    running: &[Running],
+    fresh: &Fresh,
     late: &Late,
     window: Period,
     watermark: Timestamp,
 ) -> anyhow::Result<u64> {
     let session = store.session().await?;
+    let new = Facts::of(fresh);
     let Some(told) = read::spans_time(&session, window).await? else { return Ok(0) };
     let mut booked = 0;
     for hour in late::stretches(told, STRETCH_MINUTES) {
@@ -204,8 +205,9 @@ pub async fn take_calls(
         };
         let around = Period { start, end: end.plus_micros(1) };
         let attempts = read::attempts(&session, around, rules.request_us_max, true).await?;
-        let engines = read::newest_engines(&session, around).await?;
-        let told = Told { spans: &spans, attempts: &attempts, running, engines: &engines };
+        let mut engines = read::newest_engines(&session, around).await?;
+        engines.extend(new.engines.iter().cloned());
+        let told = Told { spans: &spans, attempts: &attempts, running: &fresh.running, engines: &engines };
         let calls = calls_of_spans(&told, watermark, |attempt| charge(prices, attempt));
         let facts: Vec<Fact> = calls.into_iter().map(|call| Fact::Attempt(Box::new(call))).collect();
         if facts.is_empty() {

@@ -165,8 +165,8 @@ fn usd(text: &str) -> Money {
 async fn a_minute_is_settled_behind_the_watermark_and_once() {
     let mut world = new_world().await;
     world.served(attempt(1, "search", 5, 20));
-    assert!(world.driver.is_due(at(10)), "at the start everything is");
-    world.settle(10).await;
+    assert!(world.driver.is_due(at(20)), "at the start everything is");
+    world.settle(20).await;
     assert!(!world.driver.is_due(at(74)), "the minute waits for what comes late");
     assert!(world.driver.is_due(at(75)));
     let settled = world.settle(75).await;
@@ -273,7 +273,7 @@ async fn what_a_crash_left_open_is_settled_at_the_start() {
 async fn a_full_disk_delays_a_settlement_and_loses_nothing() {
     let mut world = new_world().await;
     world.served(attempt(1, "search", 5, 20));
-    world.settle(10).await;
+    world.settle(20).await;
     world.faults.fill_log_after(0);
     assert!(world.driver.settle(Until::Watermark, at(75)).await.is_err());
     assert!(world.driver.is_due(at(80)));

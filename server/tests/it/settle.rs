@@ -168,7 +168,9 @@ fn a_trace_of_counts_is_allocated_from_counters_alone() {
         "sql",
         "SELECT sum(effective_cost) AS cost FROM postings WHERE line = 'request' GROUP BY request_id ORDER BY min(request_id)",
     ]);
-    assert_eq!(costs[0]["cost"], costs[1]["cost"], "equal work pays equally: {costs}");
+    // What cannot be divided goes to one of them: a picodollar.
+    let apart = usd(&costs[0]["cost"]) - usd(&costs[1]["cost"]);
+    assert!(apart.pico().abs() <= 1, "equal work pays equally: {costs}");
 }
 
 #[test]

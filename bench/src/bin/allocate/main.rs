@@ -119,7 +119,8 @@ fn everything(arguments: &Arguments) -> Result<Value, Failure> {
         let [duckdb, polars] = ["duckdb", "polars"].map(|engine| python(&[engine, scratch.path()]));
         let differences = python(&["compare", scratch.path()])?;
         // A peer that runs out of memory is a result too.
-        let or_error = |found: Result<Value, Failure>| found.unwrap_or_else(|error| json!({"error": error.to_string()}));
+        let or_error =
+            |found: Result<Value, Failure>| found.unwrap_or_else(|error| json!({"error": error.to_string()}));
         beside.push(json!({
             "requests": written["requests"], "bytes": written["bytes"], "farthing": ours,
             "duckdb": or_error(duckdb), "polars": or_error(polars), "differences": differences,

@@ -41,9 +41,10 @@ pub fn tables(found: &Value) -> String {
         megabytes(&found["settle_files"]["read_bytes"]),
         megabytes(&found["settle_files"]["written_bytes"])
     );
-    let beside: Vec<Vec<String>> = list(&found["beside"]).flat_map(|one| peers(one)).collect();
+    let beside: Vec<Vec<String>> = list(&found["beside"]).flat_map(peers).collect();
     if !beside.is_empty() {
-        let headers = ["requests", "shares from file to file", "s", "times Farthing's", "peak memory MB", "largest difference"];
+        let headers =
+            ["requests", "shares from file to file", "s", "times Farthing's", "peak memory MB", "largest difference"];
         text += &table(&headers, &beside);
     }
     text
@@ -56,9 +57,17 @@ fn peers(one: &Value) -> Vec<Vec<String>> {
         .map(|engine| {
             let found = &one[engine];
             if let Some(error) = found["error"].as_str() {
-                return vec![grouped(&one["requests"]), engine.to_owned(), error.to_owned(), "-".into(), "-".into(), "-".into()];
+                return vec![
+                    grouped(&one["requests"]),
+                    engine.to_owned(),
+                    error.to_owned(),
+                    "-".into(),
+                    "-".into(),
+                    "-".into(),
+                ];
             }
-            let ratio = ours.zip(found["seconds"].as_f64()).map_or("-".to_owned(), |(ours, own)| format!("{:.1}", own / ours));
+            let ratio =
+                ours.zip(found["seconds"].as_f64()).map_or("-".to_owned(), |(ours, own)| format!("{:.1}", own / ours));
             let difference =
                 one["differences"][engine].as_f64().map_or("-".to_owned(), |difference| format!("{difference:.1e}"));
             let name = found["name"].as_str().unwrap_or("Farthing").to_owned();

@@ -29,7 +29,8 @@ pub fn in_memory(seed: u64, requests: u64) -> Result<Value, Failure> {
     let found = on_each_pool(|pool| {
         let (mut took, mut block, mut all) = (Duration::ZERO, Vec::with_capacity(BLOCK), Books::default());
         for number in engines_of(pool) {
-            let (mut engine, mut stream, mut books) = (Engine::new(seed, number, requests), new_stream(), Books::default());
+            let (mut engine, mut stream, mut books) =
+                (Engine::new(seed, number, requests), new_stream(), Books::default());
             let mut last = Timestamp::from_micros(0);
             loop {
                 engine.refill(&mut block);
@@ -148,11 +149,11 @@ impl Books {
             self.wrong += u64::from(owed.minute.micros() != self.minute.micros() + MINUTE_US.cast_signed());
             self.minute = owed.minute;
         }
-        self.within = self.within + owed.amount;
+        self.within += owed.amount;
         self.postings += 1;
         match owed.whose {
-            Whose::Idle => self.idle = self.idle + owed.amount,
-            Whose::Request(_) | Whose::Waste => self.requests = self.requests + owed.amount,
+            Whose::Idle => self.idle += owed.amount,
+            Whose::Request(_) | Whose::Waste => self.requests += owed.amount,
         }
     }
 
@@ -168,7 +169,9 @@ impl Books {
         self.end_of_minute();
         let expected = whole_minute(last).micros().unsigned_abs() / MINUTE_US;
         if self.wrong > 0 || self.minutes != expected {
-            return Err(format!("{} of {} minutes ({expected} expected) do not add up", self.wrong, self.minutes).into());
+            return Err(
+                format!("{} of {} minutes ({expected} expected) do not add up", self.wrong, self.minutes).into()
+            );
         }
         Ok(())
     }
@@ -176,8 +179,8 @@ impl Books {
     fn add(&mut self, other: &Books) {
         self.minutes += other.minutes;
         self.postings += other.postings;
-        self.requests = self.requests + other.requests;
-        self.idle = self.idle + other.idle;
+        self.requests += other.requests;
+        self.idle += other.idle;
     }
 
     fn json(&self, requests: u64, took: Duration, more: &Value) -> Value {
@@ -232,9 +235,9 @@ impl Rows {
             ("amount_usd", Arc::new(amount)),
         ];
         // A file whose first rows all have a request must still take those that have none.
-        let fields = columns.iter().map(|(name, column)| {
-            arrow::datatypes::Field::new(*name, column.data_type().clone(), *name == "request")
-        });
+        let fields = columns
+            .iter()
+            .map(|(name, column)| arrow::datatypes::Field::new(*name, column.data_type().clone(), *name == "request"));
         let schema = Arc::new(arrow::datatypes::Schema::new(fields.collect::<Vec<_>>()));
         Ok(RecordBatch::try_new(schema, columns.into_iter().map(|(_, column)| column).collect())?)
     }

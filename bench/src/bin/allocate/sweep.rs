@@ -39,7 +39,9 @@ pub fn run(seed: u64, requests: u64) -> Result<Value, Failure> {
         found.busy_s += sweep.busy_s();
     }
     if (found.charged_s / found.busy_s - 1.0).abs() > 1e-6 || found.requests != requests {
-        return Err(format!("{} requests pay {} of {} busy seconds", found.requests, found.charged_s, found.busy_s).into());
+        return Err(
+            format!("{} requests pay {} of {} busy seconds", found.requests, found.charged_s, found.busy_s).into()
+        );
     }
     Ok(json!({
         "requests": requests, "seconds": found.took.as_secs_f64(),
