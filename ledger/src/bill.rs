@@ -126,7 +126,7 @@ mod tests {
         assert!(0 < some && some < more, "{some} {more}");
         let seconds = |new_tokens, cached_tokens| replica.demand(Work { new_tokens, cached_tokens });
         let by_hand = seconds(4_000, 0).compute_s - seconds(3_000, 1_000).compute_s - seconds(3_000, 1_000).memory_s;
-        assert_eq!(some, (by_hand * 1e6).round() as i64);
+        assert_eq!(some, whole_micros(by_hand));
         let rate: GpuHourRate = "3.60".parse().unwrap();
         assert_eq!(cost_of(rate, 2, 1_000), money("0.000002"));
         assert_eq!(cost_of(rate, 2, -1_000), money("-0.000002"));

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use store::Session;
 
 use crate::api::State;
-use crate::report::{Dimension, report};
+use crate::report::{Dimension, PoolBooks, report};
 
 /// Tasks that the page shows.
 const TASKS_MAX: usize = 15;
@@ -52,6 +52,7 @@ pub async fn figures(state: &State) -> anyhow::Result<Value> {
     // One view for all: figures on one page that contradict one another would be worse than old ones.
     let session = &store.session().await?;
     let costs = report(session, &[Dimension::Team, Dimension::Model], Period::ALL).await?;
+    let pools = with_books(session, Period::ALL, &costs.pools).await?;
     let gateway: BTreeMap<&str, u64> =
         state.gateway.metrics().snapshot().into_iter().map(|(name, value, _)| (name, value)).collect();
     Ok(json!({
@@ -61,7 +62,7 @@ pub async fn figures(state: &State) -> anyhow::Result<Value> {
         "lost_records": store.lost(),
         "costs": costs,
         "tasks": tasks(session, TASKS_MAX).await?,
-        "pools": pools(session, Period::ALL).await?,
+        "pools": pools,
     }))
 }
 
@@ -85,18 +86,21 @@ pub async fn tasks(session: &Session, most: usize) -> anyhow::Result<Vec<Value>>
 /// # Errors
 /// When the ledger cannot be read.
 pub async fn pools(session: &Session, period: Period) -> anyhow::Result<Vec<Value>> {
+    with_books(session, period, &crate::report::pools(session, period).await?).await
+}
+
+async fn with_books(session: &Session, period: Period, books: &[PoolBooks]) -> anyhow::Result<Vec<Value>> {
     let mut capacity = Vec::new();
     for batch in session.sql("SELECT * FROM capacity").await? {
         capacity.extend(store::capacity_of(&batch)?);
     }
-    let books = crate::report::pools(session, period).await?;
     Ok(by_pool(&capacity, period)
         .into_iter()
         .map(|(pool, (cost, newest))| {
             let books = books.iter().find(|books| books.pool == pool);
             // A pool of which nothing is booked yet has nothing in its books, which is known.
             let zero = Money::ZERO;
-            let of = |part: fn(&crate::report::PoolBooks) -> Money| books.map_or(zero, part);
+            let of = |part: fn(&PoolBooks) -> Money| books.map_or(zero, part);
             json!({
                 "pool": pool, "owner": newest.owner, "gpu": newest.gpu, "gpus": newest.gpus, "usd_per_gpu_hour": newest.rate,
                 "cost": cost, "booked": of(|books| books.all.cost), "unallocated": of(|books| books.unallocated.cost),

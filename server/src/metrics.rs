@@ -131,7 +131,7 @@ pub async fn ledger(state: &State) -> anyhow::Result<String> {
                 writeln!(text, "farthing_tokens_total{{provider=\"{provider}\",direction=\"{direction}\"}} {value}");
         }
     }
-    pools(&mut text, &crate::report::pools(&session, ledger::Period::ALL).await?);
+    pools(&mut text, &crate::report::booked(&session, ledger::Period::ALL).await?);
     Ok(text)
 }
 

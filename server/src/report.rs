@@ -16,7 +16,7 @@ use utoipa::ToSchema;
 use crate::config::nearest;
 use crate::rows;
 
-pub use pools::{Part, PoolBooks, engines_within, pools};
+pub use pools::{Part, PoolBooks, booked, engines_within, pools};
 
 /// What costs can be grouped by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

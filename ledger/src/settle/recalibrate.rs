@@ -32,7 +32,8 @@ pub fn recalibrated(
     now: Timestamp,
 ) -> Option<EngineFact> {
     let constants = engine.setup.constants?;
-    if timelines.len() < REQUESTS_MIN {
+    // A fit counts a step a token, and an engine that speculates makes fewer.
+    if engine.setup.speculation.is_some() || timelines.len() < REQUESTS_MIN {
         return None;
     }
     let mut series: Vec<_> = readings

@@ -205,11 +205,11 @@ fn one_attempt(text: &mut String, attempt: &Attempt) {
     timeline(text, attempt);
     for term in terms(attempt) {
         let price = match (term.rate, term.amount) {
-            (Some(rate), Some(amount)) => format!("x {:>10} USD/M = {amount} USD", rate.usd_per_million()),
+            (Some(rate), Some(amount)) => format!(" x {:>10} USD/M = {amount} USD", rate.usd_per_million()),
             _ if attempt.route.pool.is_some() => String::new(),
-            _ => "x unknown rate".to_owned(),
+            _ => " x unknown rate".to_owned(),
         };
-        let _ = writeln!(text, "  {:<17} {:>12} tokens {price}", term.kind, render::count(term.tokens));
+        let _ = writeln!(text, "  {:<17} {:>12} tokens{price}", term.kind, render::count(term.tokens));
     }
     match &attempt.charge {
         Charge::Unpriced { .. } if attempt.route.pool.is_some() => {

@@ -216,12 +216,16 @@ fn pools(pools: &[PoolBooks]) -> String {
             [name, time, render::dollars_to(part.cost, places), share.unwrap_or_else(|| "–".to_owned())]
         };
         table.row(cells("busy".to_owned(), pool.busy));
+        let jobs = pool.lines.iter().any(|line| line.line == Line::Job.name());
+        for line in pool.lines.iter().filter(|line| jobs && is_use(line.line)) {
+            table.row(cells(format!("  {}s", line_label(line.line)), line.part));
+        }
         table.row(cells("idle".to_owned(), pool.idle));
         for line in pool.lines.iter().filter(|line| is_idle(line.line)) {
             table.row(cells(format!("  {}", line_label(line.line)), line.part));
         }
         table.row(cells("waste".to_owned(), pool.waste));
-        let others = |name: &str| !is_idle(name) && !["request", "job", "waste"].contains(&name);
+        let others = |name: &str| !is_idle(name) && !is_use(name) && name != Line::Waste.name();
         for line in pool.lines.iter().filter(|line| others(line.line)) {
             table.row(cells(line_label(line.line), line.part));
         }
@@ -229,14 +233,19 @@ fn pools(pools: &[PoolBooks]) -> String {
         let price = |price: Option<Money>| price.map_or("unknown".to_owned(), |price| render::dollars(price) + " USD");
         let prices = pool.usd_per_million_output_tokens;
         text += &format!(
-            "\n{table}a million output tokens: {} busy only, {} with idle, {} at full load; {} were made\n",
+            "\n{table}a million output tokens: {} busy only, {} with idle{}, {} at full load; {} were made\n",
             price(prices.busy),
             price(prices.with_idle),
+            if jobs { " and without jobs" } else { "" },
             price(prices.full_load),
             render::count(pool.output_tokens)
         );
     }
     text
+}
+
+fn is_use(name: &str) -> bool {
+    Line::ALL.into_iter().any(|line| line.name() == name && line.is_use())
 }
 
 fn is_idle(name: &str) -> bool {

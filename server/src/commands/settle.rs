@@ -23,12 +23,13 @@ pub async fn run(app: &App, options: &Settle) -> anyhow::Result<ExitCode> {
     let data = app.global.data_dir();
     books::read(&data).await?;
     let (store, governance, _) = books::write(&data, &loaded).await?;
-    let rules = Arc::new(Rules::of(&loaded.config).for_ledger(&store.session().await?).await?);
+    let rules = Rules::of(&loaded.config);
     let prices = price_book(&loaded.config, governance.price_map.as_ref());
     let now = clock::now();
 
     let assumed = settlement::imported::assumed(&store.session().await?, &loaded, &rules, window, now).await?;
     let fresh = Fresh { facts: assumed.facts.clone(), running: Vec::new() };
+    let rules = Arc::new(rules.for_ledger(&store.session().await?, &fresh).await?);
     let ended = Period { end: window.end.min(now), ..window };
     let calls = settlement::take_calls(&store, &rules, &prices, &fresh, &Late::default(), ended, now).await?;
     let session = store.session().await?;

@@ -94,6 +94,19 @@ pub struct PoolBooks {
 /// # Errors
 /// When the ledger cannot be read.
 pub async fn pools(session: &Session, period: Period) -> anyhow::Result<Vec<PoolBooks>> {
+    let mut books = booked(session, period).await?;
+    let full = at_full_load(session, period, books.iter().map(|books| &books.pool)).await?;
+    for books in &mut books {
+        books.usd_per_million_output_tokens.full_load = full.get(&books.pool).copied();
+    }
+    Ok(books)
+}
+
+/// The same without the price at full load, which needs a look at many requests.
+///
+/// # Errors
+/// When the ledger cannot be read.
+pub async fn booked(session: &Session, period: Period) -> anyhow::Result<Vec<PoolBooks>> {
     let mut books: BTreeMap<String, BTreeMap<Line, Part>> = BTreeMap::new();
     let query = format!(
         "SELECT pool, line, sum(effective_cost) AS effective_cost, sum(gpu_us) AS gpu_us, count(*) - count(gpu_us) AS untimed \
@@ -120,18 +133,16 @@ pub async fn pools(session: &Session, period: Period) -> anyhow::Result<Vec<Pool
         return Ok(Vec::new());
     }
     let tokens = output_tokens(session, period).await?;
-    let full = at_full_load(session, period, books.keys()).await?;
     Ok(books
         .into_iter()
         .map(|(pool, lines)| {
             let output_tokens = tokens.get(&pool).copied().unwrap_or(0);
-            let full_load = full.get(&pool).copied();
-            of_pool(pool, &lines, output_tokens, full_load)
+            of_pool(pool, &lines, output_tokens)
         })
         .collect())
 }
 
-fn of_pool(pool: String, lines: &BTreeMap<Line, Part>, output_tokens: u64, full_load: Option<Money>) -> PoolBooks {
+fn of_pool(pool: String, lines: &BTreeMap<Line, Part>, output_tokens: u64) -> PoolBooks {
     let sum = |wanted: &dyn Fn(Line) -> bool| {
         lines.iter().filter(|(line, _)| wanted(**line)).fold(Part::NOTHING, |sum, (_, part)| sum.and(*part))
     };
@@ -150,7 +161,7 @@ fn of_pool(pool: String, lines: &BTreeMap<Line, Part>, output_tokens: u64, full_
         unallocated,
         lines: lines.iter().map(|(line, part)| LineBooks { line: line.name(), part: *part }).collect(),
         output_tokens,
-        usd_per_million_output_tokens: PerMillion { busy, with_idle, full_load },
+        usd_per_million_output_tokens: PerMillion { busy, with_idle, full_load: None },
     }
 }
 
@@ -212,7 +223,10 @@ async fn at_full_load<'a>(
 /// When the ledger cannot be read.
 pub async fn engines_within(session: &Session, period: Period) -> anyhow::Result<Vec<EngineFact>> {
     let mut newest: BTreeMap<String, EngineFact> = BTreeMap::new();
-    for batch in session.sql("SELECT * FROM engines").await? {
+    // A fact that began long ago may still hold.
+    let begun = Period { start: Period::ALL.start, end: period.end };
+    let query = format!("SELECT * FROM engines WHERE {}", rows::within("period_start", begun));
+    for batch in session.sql(&query).await? {
         for fact in store::engines_of(&batch)?.into_iter().filter(|fact| fact.period.intersect(period).is_some()) {
             let of = |fact: &EngineFact| (fact.period.start, fact.observed_at);
             match newest.get_mut(&*fact.engine) {

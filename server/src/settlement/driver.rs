@@ -105,13 +105,15 @@ impl Driver {
 
     /// Settles what is due. An error changes nothing: the same minutes are due again.
     pub(super) async fn settle(&mut self, until: Until, now: Timestamp) -> anyhow::Result<Settled> {
-        let rules = self.rules_now().await?;
+        // A configuration that is read again in between holds from the next settlement on.
+        let rules = self.rules.load_full();
         let watermark = now.plus_micros(-rules.lag_us);
         let line = interval_of(watermark).start;
         // Running attempts come before any view of the ledger: one that ends in between is then in both, and not in neither.
         let running = (self.sources.running)();
         let mut fresh = Fresh { facts: self.observed(now), running };
         fresh.facts.iter().for_each(|fact| self.late.note(fact));
+        let rules = self.rules_for(Rules::clone(&rules), &fresh).await?;
         let prices = self.prices.load_full();
         let told = Period { start: now.plus_micros(-SPANS_BACK_US), end: now };
         let calls = take_calls(&self.store, &rules, &prices, &fresh, &self.late, told, watermark).await?;
@@ -129,7 +131,9 @@ impl Driver {
             dirty = late::joined(dirty.drain(..));
             if dirty.is_empty() {
                 // What was observed is written all the same, so that a crash does not lose it.
-                self.store.append_all(&std::mem::take(&mut fresh.facts))?;
+                if !fresh.facts.is_empty() {
+                    self.store.append_all(&std::mem::take(&mut fresh.facts))?;
+                }
                 return Ok(Settled::default());
             }
             settle(&self.store, &rules, &dirty, fresh, &mut self.demands, now, &indicatif::ProgressBar::hidden()).await
@@ -153,6 +157,11 @@ impl Driver {
         self.sources.observe = Box::new(|_| Vec::new());
     }
 
+    #[cfg(test)]
+    pub(super) fn set_rules(&mut self, rules: Rules) {
+        self.rules.store(Arc::new(rules));
+    }
+
     /// What has grown, in place of what was observed of the same before and could not be written.
     fn observed(&mut self, now: Timestamp) -> Vec<Fact> {
         let observed = (self.sources.observe)(now);
@@ -161,16 +170,14 @@ impl Driver {
         self.unwritten.clone()
     }
 
-    /// The rules as they are, for this ledger.
-    async fn rules_now(&mut self) -> anyhow::Result<Arc<Rules>> {
-        let rules = Rules::clone(&self.rules.load());
+    /// The rules for this ledger: pools of earlier runs that nobody knows any more stay as they are booked.
+    async fn rules_for(&mut self, rules: Rules, fresh: &Fresh) -> anyhow::Result<Arc<Rules>> {
         if self.line.is_none() {
-            let rules = rules.for_ledger(&self.store.session().await?).await?;
+            let rules = rules.for_ledger(&self.store.session().await?, fresh).await?;
             self.left_out.clone_from(&rules.left_out);
             return Ok(Arc::new(rules));
         }
-        let unknown = self.left_out.iter().filter(|pool| !rules.policies.contains_key(*pool));
-        Ok(Arc::new(Rules { left_out: unknown.cloned().collect(), ..rules }))
+        Ok(Arc::new(rules.without(self.left_out.iter().cloned(), fresh)))
     }
 
     /// What an earlier run left open, and everything that it may have settled too early.

@@ -66,15 +66,21 @@ impl Rules {
         }
     }
 
-    /// The same rules, with every pool left out that was settled before and that they do not know: its own rules may have been
-    /// others, and settling it again would change what was booked for no reason.
+    /// The same rules, with every pool left out that was settled before and that neither they nor what is `fresh` know: its own
+    /// rules may have been others, and settling it again would change what was booked for no reason.
     ///
     /// # Errors
     /// When the ledger cannot be read.
-    pub async fn for_ledger(mut self, session: &Session) -> anyhow::Result<Rules> {
+    pub async fn for_ledger(self, session: &Session, fresh: &Fresh) -> anyhow::Result<Rules> {
         let settled = read::settled_pools(session).await?;
-        self.left_out = settled.into_iter().filter(|pool| !self.policies.contains_key(pool)).collect();
-        Ok(self)
+        Ok(self.without(settled, fresh))
+    }
+
+    /// The same rules without those of `pools` that neither they nor what is `fresh` know.
+    fn without(mut self, pools: impl IntoIterator<Item = Label>, fresh: &Fresh) -> Rules {
+        let known = |pool: &Label| self.policies.contains_key(pool) || fresh.has_pool(pool);
+        self.left_out = pools.into_iter().filter(|pool| !known(pool)).collect();
+        self
     }
 }
 
@@ -98,6 +104,12 @@ pub struct Fresh {
     pub facts: Vec<Fact>,
     /// Attempts that have not ended.
     pub running: Vec<Running>,
+}
+
+impl Fresh {
+    fn has_pool(&self, pool: &Label) -> bool {
+        self.facts.iter().any(|fact| matches!(fact, Fact::Capacity(fact) if fact.pool == *pool))
+    }
 }
 
 /// Settles the minutes of `dirty`, hour by hour in bounded memory, and says how far it is on `bar`.

@@ -44,8 +44,13 @@ async fn new_world() -> World {
 }
 
 fn driver(store: &Store, late: &Late, running: &Arc<Mutex<Vec<Running>>>) -> Driver {
-    let rules =
-        Rules { lag_us: 15_000_000, look_back_us: 7_200_000_000, request_us_max: 3_600_000_000, ..Rules::default() };
+    let rules = Rules {
+        policies: BTreeMap::from([("shared".into(), PoolPolicy::default())]),
+        lag_us: 15_000_000,
+        look_back_us: 7_200_000_000,
+        request_us_max: 3_600_000_000,
+        ..Rules::default()
+    };
     let running = Arc::clone(running);
     let sources = Sources {
         running: Box::new(move || running.lock().unwrap().clone()),
@@ -267,6 +272,25 @@ async fn what_a_crash_left_open_is_settled_at_the_start() {
     let statement = world.statement().await;
     assert!(statement.balanced, "{statement:?}");
     assert_eq!((statement.cost, statement.requests), (usd("0.17"), 1));
+}
+
+#[tokio::test]
+async fn a_pool_whose_rules_are_gone_stays_as_it_is_booked() {
+    let mut world = new_world().await;
+    world.served(attempt(1, "search", 5, 20));
+    world.settle(75).await;
+    let before = world.statement().await;
+    world.served(attempt(2, "support", 5, 20));
+    // The next run's configuration does not name the pool.
+    let mut next = driver(&world.store, &Late::default(), &world.running);
+    next.sources_observe_nothing();
+    next.set_rules(Rules { policies: BTreeMap::new(), request_us_max: 3_600_000_000, ..Rules::default() });
+    assert_eq!(next.settle(Until::Watermark, at(300)).await.unwrap().postings, 0);
+    assert_eq!(world.statement().await, before);
+    // One that names it again settles what came in between.
+    let mut again = driver(&world.store, &Late::default(), &world.running);
+    assert_eq!(again.settle(Until::Watermark, at(300)).await.unwrap().corrected_minutes, 1);
+    assert!(world.by_team().await["support"] > Money::ZERO);
 }
 
 #[tokio::test]

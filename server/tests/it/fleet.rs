@@ -296,6 +296,7 @@ fn the_port_for_spans_is_open_and_an_open_connection_does_not_keep_the_server() 
     let books = Books::new();
     let address = free();
     let served = Served::start(&books, "", &format!("{POOL}otlp_grpc = \"{address}\"\n"));
+    assert_eq!(get(&served, "/api/v1/health")["status"], "ok");
     let connection = std::net::TcpStream::connect(address).expect("somebody listens");
     assert_eq!(served.stop(), 0);
     drop(connection);

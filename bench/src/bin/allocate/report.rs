@@ -44,7 +44,7 @@ pub fn tables(found: &Value) -> String {
     let beside: Vec<Vec<String>> = list(&found["beside"]).flat_map(peers).collect();
     if !beside.is_empty() {
         let headers =
-            ["requests", "shares from file to file", "s", "times Farthing's", "peak memory MB", "largest difference"];
+            ["requests", "shares from file to file", "s", "times Farthing's", "peak memory MB", "seconds of others"];
         text += &table(&headers, &beside);
     }
     text
@@ -68,8 +68,9 @@ fn peers(one: &Value) -> Vec<Vec<String>> {
             }
             let ratio =
                 ours.zip(found["seconds"].as_f64()).map_or("-".to_owned(), |(ours, own)| format!("{:.1}", own / ours));
-            let difference =
-                one["differences"][engine].as_f64().map_or("-".to_owned(), |difference| format!("{difference:.1e}"));
+            let difference = one["differences"][engine]["moved"]
+                .as_f64()
+                .map_or("-".to_owned(), |difference| format!("{difference:.1e}"));
             let name = found["name"].as_str().unwrap_or("Farthing").to_owned();
             vec![
                 grouped(&one["requests"]),
