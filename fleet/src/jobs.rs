@@ -183,6 +183,9 @@ struct Seen<'a> {
     replica_gpus: f64,
 }
 
+/// The jobs that hold one GPU, each with its replica.
+type Holders<'a> = BTreeMap<(Label, Label), (Context, &'a Place, &'a GpuReading)>;
+
 fn observe<'a>(
     rules: &Rules,
     before: &[JobFact],
@@ -192,8 +195,7 @@ fn observe<'a>(
 ) -> SeenJobs {
     let mut unknown: Vec<Label> = Vec::new();
     // Who holds each GPU or slice, each job once: the processes of one job share its part.
-    let mut holders: BTreeMap<(&Label, &Option<Label>), BTreeMap<(Label, Label), (Context, &Place, &GpuReading)>> =
-        BTreeMap::new();
+    let mut holders: BTreeMap<(&Label, &Option<Label>), Holders<'_>> = BTreeMap::new();
     for held in held {
         let Some(place) = place_of(rules, held.gpu) else { continue };
         match rules.job_of(&held) {
@@ -201,7 +203,7 @@ fn observe<'a>(
             Role::Unknown => unknown.push(held.name()),
             Role::Job(job, context) => {
                 let jobs = holders.entry((&held.gpu.uuid, &held.gpu.slice)).or_default();
-                jobs.insert((job, place.replica.clone()), (context, place, held.gpu));
+                jobs.insert((job, place.replica.clone()), (*context, place, held.gpu));
             }
         }
     }
@@ -275,7 +277,7 @@ fn longer(fact: JobFact, cap: Millionths, context: Context, now: Timestamp) -> J
 
 enum Role {
     Engine,
-    Job(Label, Context),
+    Job(Label, Box<Context>),
     Unknown,
 }
 
@@ -285,9 +287,9 @@ impl Rules {
             return Role::Engine;
         }
         if let Some(rule) = self.jobs.iter().find(|rule| held.fits(&rule.holder)) {
-            return Role::Job(rule.job.clone().unwrap_or_else(|| held.name()), rule.context.clone());
+            return Role::Job(rule.job.clone().unwrap_or_else(|| held.name()), Box::new(rule.context.clone()));
         }
-        if self.engines.is_empty() { Role::Unknown } else { Role::Job(held.name(), Context::default()) }
+        if self.engines.is_empty() { Role::Unknown } else { Role::Job(held.name(), Box::default()) }
     }
 }
 

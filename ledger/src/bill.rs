@@ -84,7 +84,7 @@ pub fn per_million_at_full_load(replicas: &[Loaded]) -> Option<Money> {
 
 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in the range")]
 fn whole(number: f64) -> Option<u64> {
-    (number >= 1.0 && number < 1e18).then(|| number.round() as u64)
+    (1.0..1e18).contains(&number).then(|| number.round() as u64)
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "clamped to a range that fits")]
@@ -137,7 +137,7 @@ mod tests {
         let load = |output_tokens_per_s| FullLoad { batch: 1.0, step_s: 1.0, output_tokens_per_s };
         let rate: GpuHourRate = "3.60".parse().unwrap();
         let alone = Loaded { rate, gpus: 1, engines: vec![load(1_000.0)] };
-        assert_eq!(per_million_at_full_load(&[alone.clone()]), Some(money("1")));
+        assert_eq!(per_million_at_full_load(std::slice::from_ref(&alone)), Some(money("1")));
         let two = Loaded { engines: vec![load(1_000.0), load(3_000.0)], ..alone.clone() };
         assert_eq!(per_million_at_full_load(&[two]), Some(money("0.5")));
         assert_eq!(per_million_at_full_load(&[alone.clone(), Loaded { engines: vec![], ..alone }]), None);

@@ -22,8 +22,8 @@ use tonic::Status;
 use tonic::codec::CompressionEncoding;
 use tonic::codegen::Service;
 
-use super::Receiver;
 use super::http::export_response;
+use super::{REQUEST_TIME_MAX, Receiver};
 
 /// Connections at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 256;
@@ -98,7 +98,12 @@ async fn connection(stream: TcpStream, receiver: Receiver, mut stopping: watch::
                 let status = Status::unauthenticated("send the token for spans as metadata `authorization: Bearer …`");
                 return Ok::<_, Infallible>(status.into_http());
             }
-            service.call(request).await
+            let _room = receiver.room().await;
+            let answered = tokio::time::timeout(REQUEST_TIME_MAX, service.call(request)).await;
+            answered.unwrap_or_else(|_| {
+                receiver.refused();
+                Ok(Status::deadline_exceeded("the request did not arrive in time").into_http())
+            })
         }
     });
     let mut builder = http2::Builder::new(TokioExecutor::new());

@@ -1,7 +1,6 @@
 //! OTLP over HTTP: `POST /v1/traces`, as protobuf or JSON, plain or gzip.
 
 use std::io::Read;
-use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::read::MultiGzDecoder;
@@ -16,10 +15,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::{
 };
 use prost::Message;
 
-use super::{Receiver, json};
+use super::{REQUEST_TIME_MAX, Receiver, json};
 
-/// Longest time that a body may take to arrive.
-const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 /// Bodies above this are read on a thread where others do not wait.
 const INLINE_BYTES_MAX: usize = 64 * 1024;
 /// When to come back after spans could not be stored.
@@ -64,10 +61,11 @@ impl Receiver {
                 return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "send spans with POST"));
             }
             self.check(&head.headers)?;
-            self.body(&head.headers, body).await
+            let room = self.room().await;
+            Ok((self.body(&head.headers, body).await?, room))
         };
-        let body = match read.await {
-            Ok(body) => body,
+        let (body, _room) = match read.await {
+            Ok(read) => read,
             Err(refusal) => return self.refusal(encoding, &refusal),
         };
         if body.len() <= INLINE_BYTES_MAX {
@@ -116,7 +114,7 @@ impl Receiver {
             return Err(self.too_large());
         }
         let reading = std::pin::pin!(Limited::new(body, max).collect());
-        match tokio::time::timeout(BODY_TIME_MAX, reading).await {
+        match tokio::time::timeout(REQUEST_TIME_MAX, reading).await {
             Ok(Ok(body)) => Ok(body.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => Err(self.too_large()),
             Ok(Err(_)) => Err(refuse(StatusCode::BAD_REQUEST, "the body broke off")),

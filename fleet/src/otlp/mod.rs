@@ -15,15 +15,22 @@ mod usage;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use ledger::{CallSpan, Clock};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 pub use grpc::serve_grpc;
 pub use spans::{Found, read};
 
 /// Largest body, before and after it is decompressed, unless the options say otherwise.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Requests that are read at a time, over all connections; more wait. It bounds the memory that senders can take.
+const REQUESTS_MAX: usize = 16;
+/// Longest time that a request may take to arrive.
+const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// Where spans go.
 pub trait Sink: Send + Sync {
@@ -95,6 +102,7 @@ struct Shared {
     sink: Arc<dyn Sink>,
     clock: Arc<dyn Clock>,
     options: Options,
+    room: Semaphore,
     spans: AtomicU64,
     calls: AtomicU64,
     ignored: AtomicU64,
@@ -110,6 +118,7 @@ impl Receiver {
             sink,
             clock,
             options,
+            room: Semaphore::new(REQUESTS_MAX),
             spans: AtomicU64::new(0),
             calls: AtomicU64::new(0),
             ignored: AtomicU64::new(0),
@@ -155,6 +164,11 @@ impl Receiver {
             scheme.eq_ignore_ascii_case(b"bearer ").then_some(rest)
         });
         presented.is_some_and(|presented| same(presented, token.as_bytes()))
+    }
+
+    /// Waits until there is room for another request.
+    async fn room(&self) -> SemaphorePermit<'_> {
+        self.shared.room.acquire().await.expect("the semaphore is never closed")
     }
 
     fn refused(&self) {

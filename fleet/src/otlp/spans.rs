@@ -29,7 +29,7 @@ pub fn read(request: ExportTraceServiceRequest, observed_at: Timestamp) -> Found
     let mut found = Found::default();
     for group in &request.resource_spans {
         let resource = group.resource.as_ref().map(|resource| resource.attributes.as_slice()).unwrap_or_default();
-        let resource = Attributes::new(resource);
+        let resource = Resource::new(Attributes::new(resource));
         for span in group.scope_spans.iter().flat_map(|scope| &scope.spans) {
             let attributes = Attributes::new(&span.attributes);
             let Some(kind) = kind(span, &attributes) else {
@@ -43,6 +43,28 @@ pub fn read(request: ExportTraceServiceRequest, observed_at: Timestamp) -> Found
         }
     }
     found
+}
+
+/// What all spans of a service share, looked at once: a sender may give it as many attributes as spans.
+struct Resource<'a> {
+    attributes: Attributes<'a>,
+    tags: Vec<(Label, Label)>,
+}
+
+impl<'a> Resource<'a> {
+    fn new(attributes: Attributes<'a>) -> Resource<'a> {
+        let mut tags = free_tags(&attributes);
+        // The span's own tags come first and hide at most as many of these as are kept.
+        tags.truncate(2 * TAGS_MAX);
+        Resource { attributes, tags }
+    }
+}
+
+/// Tags under names of their own. A map of attributes has no order; which of them are kept must not depend on that.
+fn free_tags(attributes: &Attributes<'_>) -> Vec<(Label, Label)> {
+    let mut tags: Vec<(Label, Label)> = attributes.starting_with(names::TAG_PREFIX).collect();
+    tags.sort();
+    tags
 }
 
 /// Who tells of a model call.
@@ -102,7 +124,7 @@ fn call(
     span: &Span,
     kind: Kind,
     attributes: &Attributes<'_>,
-    resource: &Attributes<'_>,
+    resource: &Resource<'_>,
     observed_at: Timestamp,
 ) -> Option<CallSpan> {
     let trace_id = id(&span.trace_id, 16);
@@ -116,7 +138,7 @@ fn call(
     if !identified {
         return None;
     }
-    let service = resource.label(names::SERVICE);
+    let service = resource.attributes.label(names::SERVICE);
     let operation = match kind {
         Kind::Caller(operation) => operation,
         Kind::Engine => engine_operation(response_id.as_deref()),
@@ -124,7 +146,9 @@ fn call(
     let mut context = context(attributes, resource);
     (context.trace_id, context.span_id) = (trace_id.clone(), span_id.clone());
     let (engine, provider) = match kind {
-        Kind::Engine => (resource.label(names::ENGINE).or_else(|| service.clone()), Some("self_hosted".into())),
+        Kind::Engine => {
+            (resource.attributes.label(names::ENGINE).or_else(|| service.clone()), Some("self_hosted".into()))
+        }
         Kind::Caller(_) => (None, attributes.word(names::PROVIDER).and_then(names::provider)),
     };
     if kind != Kind::Engine && context.application.is_none() {
@@ -200,8 +224,8 @@ fn engine_operation(response_id: Option<&str>) -> Operation {
 }
 
 /// Who caused the call: the span's own word, else that of the service that told it.
-fn context(attributes: &Attributes<'_>, resource: &Attributes<'_>) -> Context {
-    let of = |names| attributes.label(names).or_else(|| resource.label(names));
+fn context(attributes: &Attributes<'_>, resource: &Resource<'_>) -> Context {
+    let of = |names| attributes.label(names).or_else(|| resource.attributes.label(names));
     let mut context = Context {
         consumer: of(names::CONSUMER),
         key_id: None,
@@ -217,12 +241,8 @@ fn context(attributes: &Attributes<'_>, resource: &Attributes<'_>) -> Context {
     };
     let named = names::TAGS.iter().filter_map(|&(tag, names)| Some((Label::from(tag), of(names)?)));
     context.tags.extend(named);
-    let mut free: Vec<(Label, Label)> = resource.starting_with(names::TAG_PREFIX).collect();
-    // A map of attributes has no order; which tags are kept must not depend on that.
-    free.sort();
-    let mut own: Vec<(Label, Label)> = attributes.starting_with(names::TAG_PREFIX).collect();
-    own.sort();
-    for (tag, value) in own.into_iter().chain(free) {
+    let own = free_tags(attributes);
+    for (tag, value) in own.into_iter().chain(resource.tags.iter().cloned()) {
         if context.tags.len() < TAGS_MAX {
             context.tags.entry(tag).or_insert(value);
         }

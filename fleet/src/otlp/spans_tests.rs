@@ -538,3 +538,18 @@ proptest! {
 fn read_one(attributes: Vec<KeyValue>) -> [CallSpan; 1] {
     read(request(&[], vec![span(attributes)]), NOW).calls.try_into().unwrap()
 }
+
+#[test]
+fn what_a_service_says_of_all_its_spans_is_looked_at_once() {
+    // As many attributes of the service as spans: looking at all of them for each span would take minutes.
+    let many = 20_000;
+    let names: Vec<String> = (0..many).map(|number| format!("farthing.tag.{number:05}")).collect();
+    let resource: Vec<(&str, V)> = names.iter().map(|name| (name.as_str(), S("x"))).collect();
+    let own = pairs(&[("gen_ai.operation.name", S("chat")), ("farthing.tag.00003", S("own"))]);
+    let started = std::time::Instant::now();
+    let calls = read(request(&resource, vec![span(own); many]), NOW).calls;
+    assert!(started.elapsed().as_secs() < 60, "{:?}", started.elapsed());
+    assert_eq!(calls.len(), many);
+    let tags = &calls[many - 1].context.tags;
+    assert_eq!((tags.len(), &*tags["00003"], &*tags["00000"]), (TAGS_MAX, "own", "x"));
+}

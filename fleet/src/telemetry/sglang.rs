@@ -76,11 +76,14 @@ fn busy(scrape: &Scrape) -> Option<u64> {
     seconds.into_values().flatten().reduce(f64::max).and_then(micros)
 }
 
+/// A data-parallel rank, and which of the ranks that tell its story.
+type Teller<'a> = (&'a str, Vec<(&'a str, &'a str)>);
+
 /// For each data-parallel rank the furthest of the ranks that tell the same story; `None` when none of them says.
 fn ranks(scrape: &Scrape, name: &str, wanted: impl Fn(&Sample) -> bool) -> BTreeMap<String, Option<f64>> {
     let for_all = |sample: &Sample| sample.label("priority").unwrap_or("").is_empty();
     let has_whole = scrape.named(name).any(for_all);
-    let mut told: BTreeMap<(&str, Vec<(&str, &str)>), Option<f64>> = BTreeMap::new();
+    let mut told: BTreeMap<Teller<'_>, Option<f64>> = BTreeMap::new();
     for sample in scrape.named(name).filter(|sample| wanted(sample) && (for_all(sample) || !has_whole)) {
         let is_copy = |label: &str| label.ends_with("_rank") && label != "dp_rank";
         let mut copy: Vec<(&str, &str)> =

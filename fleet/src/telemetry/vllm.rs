@@ -140,7 +140,8 @@ process_resident_memory_bytes 1e9
 
     #[test]
     fn missing_names_are_reported_with_their_price() {
-        let cases: [(&str, fn(EngineReading) -> EngineReading, Loss); 4] = [
+        type Without = fn(EngineReading) -> EngineReading;
+        let cases: [(&str, Without, Loss); 4] = [
             ("vllm:num_requests_waiting", |all| EngineReading { waiting: None, ..all }, Loss::Series),
             ("vllm:generation_tokens_total", |all| EngineReading { generation_tokens: None, ..all }, Loss::Counts),
             ("vllm:iteration_tokens_total_count", |all| EngineReading { steps: None, ..all }, Loss::Steps),

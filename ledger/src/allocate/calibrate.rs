@@ -11,6 +11,9 @@ use crate::time::Timestamp;
 /// memory grow and the constants no better.
 pub const REQUESTS_MAX: usize = 200_000;
 
+/// Fewest decode steps of a request that a fit looks at: the jitter of a delivery is as long as a few steps.
+const STEPS_MIN: f64 = 8.0;
+
 /// What the timelines say about the engine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Calibration {
@@ -68,7 +71,11 @@ pub fn calibrate(
     let quality = compare(sweep.segments(), waiting, &samples, limits.kv_tokens);
 
     let window = |one: &EngineTimeline| (seconds(one.first_token), seconds(one.last_token));
-    let observations = decode_observations(sweep.segments(), timelines, sheet, window);
+    let ideal = Fit::in_force(&sheet.ideal());
+    let observations: Vec<Option<Observed>> = decode_observations(sweep.segments(), timelines, sheet, window)
+        .into_iter()
+        .map(|observed| observed.filter(|observed| tells_of_steps(observed, &ideal)))
+        .collect();
     // A preempted request's decode phase holds time that no step explains.
     let clean: Vec<(usize, &Observed)> = observations
         .iter()
@@ -89,6 +96,13 @@ pub fn calibrate(
         preempted_requests: preempted.iter().filter(|seconds| **seconds > 0.0).count(),
         preemptions: sweep.preemptions(),
     }
+}
+
+/// Whether a decode phase says how long steps take. Tokens that came faster than the data sheet allows were delivered together,
+/// after they were made.
+fn tells_of_steps(observed: &Observed, ideal: &Fit) -> bool {
+    let steps: f64 = observed.loads.iter().map(|load| load.steps).sum();
+    steps >= STEPS_MIN && ideal.predict(&observed.loads) <= observed.seconds
 }
 
 /// Errors of predicted decode times, each request judged by the fit on the half that it is not in. Preempted requests

@@ -205,9 +205,10 @@ impl<'a> Together<'a> {
         shared(&parties)
     }
 
-    /// From the GPUs' start to the first engine that could serve.
+    /// From the GPUs' start to the first engine that could serve; one of which that is unknown always could.
     fn loading_s(&self, fact: &CapacityFact, span: Period) -> f64 {
-        let ready = self.engines.iter().filter_map(|engine| engine.ready_at).min();
+        let all: Option<Vec<Timestamp>> = self.engines.iter().map(|engine| engine.ready_at).collect();
+        let ready = all.and_then(|all| all.into_iter().min());
         let started = fact.period.start.max(span.start);
         ready.map_or(0.0, |ready| ready.min(span.end).micros_since(started) as f64 * 1e-6)
     }

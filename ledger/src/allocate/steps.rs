@@ -106,7 +106,7 @@ pub fn charge(replica: &Replica, steps: &[Step]) -> Charged {
         }
     }
     if let (Some((first, _)), Some((last, _))) = (once.first_key_value(), once.last_key_value()) {
-        charged.missing = last - first + 1 - once.len() as u64;
+        charged.missing = (last - first).saturating_sub(once.len() as u64 - 1);
     }
     let mut ordered: Vec<&Step> = once.into_values().collect();
     ordered.sort_by(|a, b| a.start_s.total_cmp(&b.start_s).then(a.sequence.cmp(&b.sequence)));

@@ -227,18 +227,19 @@ impl<'a> Metered<'a> {
         {
             return true;
         }
-        // A client that has a span of its own between: the same trace, time and tokens.
-        let same_tokens = |attempt: &Attempt| {
+        // A client that has a span of its own between (an HTTP library's): the same trace and time, and the same tokens
+        // where both say them. Who streams without usage is metered by an estimate, and told by another one.
+        let other_tokens = |attempt: &Attempt| {
             let counts = |usage: &TokenUsage| (usage.input_tokens(), usage.output_tokens());
             let known = [span.usage_quality, attempt.usage_quality] == [UsageQuality::Reported; 2];
-            known && counts(&span.usage) == counts(&attempt.usage) && span.usage.output_tokens() > 0
+            known && counts(&span.usage) != counts(&attempt.usage)
         };
         self.by_trace.get(trace).is_some_and(|attempts| {
             attempts.iter().any(|attempt| {
                 let lasted = lasted(attempt);
                 let around = widened(span.period);
                 let inside = around.start <= lasted.start && lasted.end <= around.end;
-                inside && same_tokens(attempt) && plausible(span, &attempt.route, lasted)
+                inside && !other_tokens(attempt) && plausible(span, &attempt.route, lasted)
             })
         })
     }

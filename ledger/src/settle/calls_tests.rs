@@ -98,6 +98,30 @@ fn what_the_gateway_metered_is_not_booked_again() {
 }
 
 #[test]
+fn behind_an_http_librarys_span_a_call_is_still_not_booked_again() {
+    let through_http = |number: u64| CallSpan {
+        span_id: label("around"),
+        response_id: None,
+        ..told_by_application(number, 9.5, 20.5)
+    };
+    // An embedding has no id and generates nothing.
+    let embedding = Attempt {
+        usage: usage(500, 0),
+        route: Route { response_id: None, ..attempt(1, "p", "e", (10.0, 12.0, 20.0), (500, 0)).route },
+        ..attempt(1, "p", "e", (10.0, 12.0, 20.0), (500, 0))
+    };
+    let told = CallSpan { usage: usage(500, 0), ..through_http(1) };
+    assert_eq!(calls_of(&[told], &[embedding], &[]), []);
+    // A stream without usage: the gateway counts by the text, the application's library by its own tokenizer, or not at all.
+    let guessed =
+        Attempt { usage_quality: UsageQuality::Estimated, ..attempt(1, "p", "e", (10.0, 12.0, 20.0), (90, 44)) };
+    let silent = CallSpan { usage: TokenUsage::default(), usage_quality: UsageQuality::Missing, ..through_http(1) };
+    for told in [through_http(1), silent] {
+        assert_eq!(calls_of(std::slice::from_ref(&told), std::slice::from_ref(&guessed), &[]), [], "{told:?}");
+    }
+}
+
+#[test]
 fn a_call_waits_for_its_trace_and_for_the_watermark() {
     let span = told_by_application(1, 10.0, 20.0);
     let other = attempt(1, "p", "e", (15.0, 16.0, 300.0), (1, 1));

@@ -12,10 +12,13 @@
 //! and the traffic up to `t` is the largest sum of such stretches. It never takes a request's tokens for somebody else's
 //! whatever the edges, and it is exact between any two readings at which no metered request ran: what could not be told
 //! apart under load is booked as soon as the engine was quiet once.
+//!
+//! Some engines (vLLM) count the prompt of a request for several answers (`n = 2`) once for each, and its usage says it once.
+//! So prompts bypass only where generated tokens do: those of a request that nobody metered never come without.
 
 use std::collections::BTreeMap;
 
-use crate::allocate::counters::{Counted, growth};
+use crate::allocate::counters::Counted;
 use crate::telemetry::EngineReading;
 use crate::time::{Period, Timestamp};
 
@@ -35,6 +38,9 @@ pub(super) struct Metered {
 }
 
 const COUNTERS: usize = 3;
+/// Their places.
+const PROMPTS: usize = 0;
+const GENERATED: usize = 2;
 
 /// What bypassed the gateway on one engine, over time.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -53,10 +59,16 @@ impl Unobserved {
             [|reading| reading.prompt_tokens, |reading| reading.cached_tokens, |reading| reading.generation_tokens];
         let bounds = Bounds::of(metered);
         let mut upto = [const { Vec::new() }; COUNTERS];
+        let mut answers = false;
         for (place, counter) in counters.into_iter().enumerate() {
             let points: Vec<(Timestamp, f64)> =
                 by_time.values().filter_map(|reading| Some((reading.at, counter(reading)? as f64))).collect();
+            // An engine of embeddings counts no answers; one that has made any gives each prompt one.
+            answers |= place == GENERATED && points.iter().any(|(_, shown)| *shown > 0.0);
             upto[place] = bounds.least(&points, place);
+        }
+        if answers {
+            upto[PROMPTS] = answered(&upto[PROMPTS], &upto[GENERATED]);
         }
         Unobserved { upto }
     }
@@ -138,7 +150,9 @@ impl Bounds {
             let (opened, unknown_opened) = self.opened.upto(at);
             let (closed, unknown_closed) = self.closed.upto(at);
             if let Some((shown_before, unknown_closed_before)) = before {
-                engine += growth(Some(shown_before), Some(shown)).unwrap_or(0.0);
+                // A counter that fell belongs to another process, or is a sum of which a part is gone; how much was counted
+                // in between is unknown, and nothing is concluded from it.
+                engine += (shown - shown_before).max(0.0);
                 if unknown_opened > unknown_closed_before {
                     // A request of unknown size ran in this stretch: count from here on anew.
                     best = f64::NEG_INFINITY;
@@ -152,6 +166,19 @@ impl Bounds {
         }
         upto
     }
+}
+
+/// The prompts that bypassed the gateway, each held back until more generated tokens than before have bypassed it too.
+fn answered(prompts: &[(Timestamp, f64)], generated: &[(Timestamp, f64)]) -> Vec<(Timestamp, f64)> {
+    let (mut believed, mut answers) = (0.0, 0.0);
+    let believe = |&(moment, all): &(Timestamp, f64)| {
+        let answers_now = at(generated, moment);
+        if all > believed && answers_now > answers {
+            (believed, answers) = (all, answers_now);
+        }
+        (moment, believed)
+    };
+    prompts.iter().map(believe).collect()
 }
 
 /// A growing quantity between its readings, on a straight line.

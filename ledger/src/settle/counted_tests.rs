@@ -45,12 +45,33 @@ fn unknown_is_not_zero() {
 }
 
 #[test]
-fn a_missing_scrape_loses_nothing_and_a_restart_counts_from_nothing() {
+fn a_missing_scrape_loses_nothing_and_what_a_restart_hides_is_not_guessed() {
     let readings = [reading("p", "e", 0.0, 1_000, 100), reading("p", "e", 600.0, 5_000, 900)];
     assert_eq!(bypassed(&of(&readings, &[]), 0.0, 600.0), (4_000.0, 800.0));
     let restarted =
         [reading("p", "e", 0.0, 1_000, 100), reading("p", "e", 30.0, 70, 7), reading("p", "e", 60.0, 170, 17)];
-    assert_eq!(bypassed(&of(&restarted, &[metered(40.0, 50.0, 100.0, 10.0)]), 0.0, 60.0), (70.0, 7.0));
+    assert_eq!(bypassed(&of(&restarted, &[metered(40.0, 50.0, 100.0, 10.0)]), 0.0, 60.0), (0.0, 0.0));
+    // One of two ranks is gone and the sum of both fell: what the other ever counted did not bypass just now.
+    let one_rank_less = [reading("p", "e", 0.0, 2_000_000, 900_000), reading("p", "e", 30.0, 1_000_000, 450_000)];
+    assert_eq!(bypassed(&of(&one_rank_less, &[]), 0.0, 30.0), (0.0, 0.0));
+    let after = [reading("p", "e", 0.0, 1_000, 100), reading("p", "e", 30.0, 70, 7), reading("p", "e", 60.0, 170, 17)];
+    assert_eq!(bypassed(&of(&after, &[]), 0.0, 60.0), (100.0, 10.0), "what came after it is known again");
+}
+
+#[test]
+fn a_prompt_with_several_answers_is_no_bypass() {
+    // vLLM counts the prompt of 100 tokens twice for n = 2; usage says it once, and both answers' tokens.
+    let mut readings = vec![reading("p", "e", 0.0, 1_000, 500), reading("p", "e", 30.0, 1_200, 580)];
+    let asked = [metered(5.0, 20.0, 100.0, 80.0)];
+    assert_eq!(bypassed(&of(&readings, &asked), 0.0, 30.0), (0.0, 0.0));
+    // An engine that counts prompts as they come and answers as they end: both are booked when both are known.
+    let split =
+        [reading("p", "e", 0.0, 1_000, 500), reading("p", "e", 30.0, 1_300, 500), reading("p", "e", 60.0, 1_300, 540)];
+    assert_eq!(bypassed(&of(&split, &[]), 0.0, 30.0), (0.0, 0.0));
+    assert_eq!(bypassed(&of(&split, &[]), 0.0, 60.0), (300.0, 40.0));
+    // An engine of embeddings generates nothing, ever.
+    readings.iter_mut().for_each(|reading| reading.generation_tokens = Some(0));
+    assert_eq!(bypassed(&of(&readings, &[metered(5.0, 20.0, 100.0, 0.0)]), 0.0, 30.0), (100.0, 0.0));
 }
 
 #[test]

@@ -219,7 +219,10 @@ impl<'a> PoolFacts<'a> {
                 Seen::Ended(attempt) => timeline_of(attempt, span, replica),
                 Seen::Running(running) => timeline_of_running(running, span, replica),
             };
-            let Some(ran) = ran else { continue };
+            let Some(ran) = ran else {
+                metered.entry(engine).or_default().extend(failed(seen));
+                continue;
+            };
             metered.entry(engine).or_default().extend(counted(seen, &ran));
             if extent(&ran).intersect(window).is_some() {
                 let adapter = fact.and_then(|fact| adapter(fact, seen.route()));
@@ -280,10 +283,14 @@ fn counted(seen: Seen<'_>, ran: &Ran) -> Vec<Metered> {
     };
     match seen {
         Seen::Ended(attempt) => {
+            // Of an answer that came as a whole or not at all nobody saw how far it was when it ended early.
+            let unseen = attempt.outcome != Outcome::Completed && !attempt.route.streamed;
             let tokens = match attempt.usage_quality {
                 UsageQuality::Reported => Some(sizes(&attempt.usage)),
-                UsageQuality::Estimated if attempt.outcome != Outcome::Crashed => {
-                    Some(sizes(&attempt.usage).map(at_the_most))
+                UsageQuality::Estimated if attempt.outcome != Outcome::Crashed && !unseen => {
+                    let [prompt, cached, generated] = sizes(&attempt.usage);
+                    let generated = generated.max(f64::from(ran.timeline.output_tokens));
+                    Some([at_the_most(BYTES_PER_TOKEN * prompt), cached, at_the_most(generated)])
                 }
                 _ => None,
             };
@@ -293,17 +300,29 @@ fn counted(seen: Seen<'_>, ran: &Ran) -> Vec<Metered> {
             };
             vec![Metered { sent, ended: Some(ended), tokens }]
         }
-        // What it will have used is unknown from the moment at which it was looked at, or from its start if its answer comes
-        // as a whole.
-        Seen::Running(running) => {
-            let so_far = running.route.streamed.then(|| sizes(&running.usage).map(at_the_most));
-            let unknown_from = if so_far.is_some() { running.timeline.finished_at() } else { sent };
-            let unknown = Metered { sent: unknown_from, ended: None, tokens: None };
-            let known = so_far.map(|tokens| Metered { sent, ended: None, tokens: Some(tokens) });
-            known.into_iter().chain([unknown]).collect()
-        }
+        // Its prompt is a guess and its engine ahead of what was delivered: nothing is concluded until it has ended, and then
+        // its minutes are settled again.
+        Seen::Running(_) => vec![Metered { sent, ended: None, tokens: None }],
     }
 }
+
+/// An attempt that pays nothing because its engine failed: how far it got, and what it had counted by then, is unknown. One
+/// that was refused (a status below 500) or never reached its engine counted nothing.
+fn failed(seen: Seen<'_>) -> Option<Metered> {
+    let Seen::Ended(attempt) = seen else { return None };
+    let Attempt { outcome, status, timeline, .. } = attempt;
+    let refused = status.is_some_and(|status| status < 500);
+    let reached = *outcome == Outcome::UpstreamError && timeline.sent_us.is_some() && !refused;
+    let at = |us: u64| timeline.received_at.plus_micros(i64::try_from(us).unwrap_or(i64::MAX));
+    reached.then(|| Metered {
+        sent: at(timeline.sent_us.unwrap_or(0)),
+        ended: Some(timeline.finished_at()),
+        tokens: None,
+    })
+}
+
+/// Bytes that the estimate of a prompt takes for one token; a token is a byte at the least.
+const BYTES_PER_TOKEN: f64 = 4.0;
 
 /// The most tokens that an estimate may stand for.
 fn at_the_most(estimate: f64) -> f64 {
@@ -346,3 +365,7 @@ fn each_minute(period: Period, window: Period, mut f: impl FnMut(Timestamp)) {
         start = start.plus_micros(INTERVAL_US);
     }
 }
+
+#[cfg(test)]
+#[path = "gather_tests.rs"]
+mod tests;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::bail;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::App;
 use super::check::problems;
@@ -24,11 +24,13 @@ pub async fn run(app: &App) -> anyhow::Result<ExitCode> {
     for warning in crate::config::warnings(&loaded.config) {
         tracing::warn!("{warning}");
     }
+    // Listened for from here on: whoever finds the port open may already ask for the end.
+    let told = told_to_stop();
     let server = Server::start(&app.global.data_dir(), loaded, Arc::new(SystemClock)).await?;
     tracing::info!(gateway = %server.gateway_address, admin = %server.admin_address, "serving");
     let (switch, shutdown) = Shutdown::new();
     tokio::spawn(async move {
-        told_to_stop().await;
+        told.await;
         tracing::info!("draining");
         let _ = switch.send(true);
     });
@@ -36,14 +38,23 @@ pub async fn run(app: &App) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Resolves on Ctrl-C or SIGTERM.
-pub async fn told_to_stop() {
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
-        let _ = tokio::signal::ctrl_c().await;
-        return;
-    };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+/// Resolves on Ctrl-C or SIGTERM; both are listened for from this call on.
+pub fn told_to_stop() -> impl Future<Output = ()> {
+    let [interrupt, terminate] = [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind).ok());
+    async move {
+        tokio::select! {
+            () = received(interrupt) => {}
+            () = received(terminate) => {}
+        }
+    }
+}
+
+/// A signal that cannot be listened for never comes.
+async fn received(signal: Option<Signal>) {
+    match signal {
+        Some(mut signal) => {
+            signal.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }

@@ -12,7 +12,7 @@ use ledger::{Clock, EngineFact, Fact, Label, Period, Running, Timestamp};
 use store::Store;
 use tokio::sync::{mpsc, oneshot};
 
-use super::read::{self, ATTEMPTS_MAX, Facts};
+use super::read::{self, FIT_ATTEMPTS_MAX, Facts};
 use super::{Demands, Fresh, Late, Rules, Settled, late, minutes_of, settle, take_calls};
 use crate::wiring::Shutdown;
 
@@ -201,7 +201,7 @@ impl Driver {
         let session = self.store.session().await?;
         let load = read::load(&session, hour).await?;
         // The newest stretch that fits memory is the one whose constants matter.
-        let Some(newest) = read::cut(hour, &load, ATTEMPTS_MAX).pop() else { return Ok(()) };
+        let Some(newest) = read::cut(hour, &load, FIT_ATTEMPTS_MAX).pop() else { return Ok(()) };
         let within = Period { start: newest.since.max(hour.start), end: now };
         let stretch = read::Stretch { window: within, since: within.start };
         let facts = Facts::read(&session, stretch, rules.request_us_max).await?;

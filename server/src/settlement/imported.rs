@@ -9,7 +9,7 @@ use ledger::{CapacityFact, EngineFact, Fact, GpuHourRate, Label, Period, Timesta
 use serde::Serialize;
 use store::Session;
 
-use super::read::{self, ATTEMPTS_MAX, Facts, Stretch};
+use super::read::{self, FIT_ATTEMPTS_MAX, Facts, Stretch};
 use super::{Fresh, Rules};
 use crate::capacity::Pools;
 use crate::config::Loaded;
@@ -149,7 +149,7 @@ impl Assumed {
                 continue;
             }
             let load = read::load(session, engine.period).await?;
-            let Some(Stretch { window, .. }) = read::cut(engine.period, &load, ATTEMPTS_MAX).first().copied() else {
+            let Some(Stretch { window, .. }) = read::cut(engine.period, &load, FIT_ATTEMPTS_MAX).first().copied() else {
                 continue;
             };
             let mut facts = Facts::read(session, Stretch { window, since: window.start }, rules.request_us_max).await?;

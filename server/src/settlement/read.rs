@@ -18,6 +18,9 @@ use crate::rows::{self, moment, within};
 /// Attempts that are in memory at once, as far as single minutes allow. One takes about a kilobyte.
 pub const ATTEMPTS_MAX: u64 = 200_000;
 
+/// Attempts that constants are fitted to at the most.
+pub const FIT_ATTEMPTS_MAX: u64 = 50_000;
+
 /// A stretch to settle, and how far back the facts around it are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stretch {
