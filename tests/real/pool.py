@@ -127,7 +127,9 @@ def run(engines, gateway, tenants, seconds, bypass=(), idle=0.0):
 
     with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
         answers = list(pool.map(ask, jobs))
-    spent = sum(engine.cpu_seconds() for engine in engines.values()) - before - idle * (time.monotonic() - start)
+    lasted = time.monotonic() - start
+    spent = sum(engine.cpu_seconds() for engine in engines.values()) - before - idle * lasted
+    print(f"{', '.join(tenant.name for tenant in (*tenants, *bypass))}: {lasted:.1f} s, {spent:.2f} core-s above {idle:.3f} a second when idle", file=sys.stderr)
     past = [used for key, used in answers if key is None]
     # Long enough for the engines to be read while they are quiet.
     time.sleep(2)

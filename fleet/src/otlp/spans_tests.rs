@@ -540,6 +540,7 @@ fn read_one(attributes: Vec<KeyValue>) -> [CallSpan; 1] {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "measures how long reading takes")]
 fn what_a_service_says_of_all_its_spans_is_looked_at_once() {
     // As many attributes of the service as spans: looking at all of them for each span would take minutes.
     let many = 20_000;

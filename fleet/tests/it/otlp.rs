@@ -408,3 +408,24 @@ async fn the_published_exporters_are_understood() {
     assert_eq!((receiver.counts().ignored, receiver.counts().refused_requests), (4 * 2, 0));
     assert!(!serde_json::to_string(&spans).unwrap().contains("prompt text"));
 }
+
+#[tokio::test]
+async fn only_so_many_requests_are_read_at_a_time() {
+    let (kept, receiver) = receiver(Options::default());
+    let mut slow: Vec<_> = (0..16)
+        .map(|_| {
+            let receiver = receiver.clone();
+            let body = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>());
+            let request = Request::post("/v1/traces").header(PROTOBUF.0, PROTOBUF.1).body(body).unwrap();
+            tokio::spawn(async move { receiver.serve(request).await })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    let mut next = std::pin::pin!(receiver.serve(post(&[PROTOBUF], mixed().encode_to_vec())));
+    assert!(tokio::time::timeout(Duration::from_millis(200), next.as_mut()).await.is_err());
+    assert_eq!(kept.spans.lock().unwrap().len(), 0);
+    slow.pop().unwrap().abort();
+    let answer = tokio::time::timeout(Duration::from_secs(10), next).await.unwrap();
+    assert_eq!((answer.status(), kept.spans.lock().unwrap().len()), (StatusCode::OK, 1));
+    slow.iter().for_each(tokio::task::JoinHandle::abort);
+}

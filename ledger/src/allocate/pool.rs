@@ -156,7 +156,7 @@ pub fn allocate(
         }
     }
 
-    idle.peak = demand.peak_gpus.map(|gpus| gpus * period.micros() as f64 * 1e-6);
+    idle.peak = demand.peak_gpus.map(|gpus| gpus * covered_s(&capacity, period));
     let waterfall = idle.waterfall();
     for (standing, amount, found) in left_idle {
         match standing {
@@ -171,6 +171,18 @@ pub fn allocate(
         }
     }
     Ok(books.postings(pool, period, policy, booked_at))
+}
+
+/// Seconds of `period` in which the pool had any GPU.
+fn covered_s(capacity: &[&CapacityFact], period: Period) -> f64 {
+    let mut spans: Vec<Period> = capacity.iter().filter_map(|fact| fact.period.intersect(period)).collect();
+    spans.sort_by_key(|span| span.start);
+    let (mut covered_us, mut until) = (0, period.start);
+    for span in spans {
+        covered_us += span.end.micros_since(span.start.max(until)).max(0);
+        until = until.max(span.end);
+    }
+    covered_us as f64 * 1e-6
 }
 
 /// The latest observation of each attempt, in the order of attempts.

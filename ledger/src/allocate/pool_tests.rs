@@ -211,6 +211,9 @@ fn idle_has_its_reasons() {
     let minute_of_one = capacity("x", 1, 60.0, 120.0).cost_within(minute()).pico();
     assert!((by_line(&postings, Line::Warm).pico() - minute_of_one).abs() <= 1);
     assert!((by_line(&postings, Line::ColdStart).pico() - minute_of_one / 4).abs() <= 1);
+    let mut another = case.clone();
+    another.engines.push(engine("always there", "new"));
+    assert_eq!(by_line(&another.run(&Policy::default()), Line::ColdStart), Money::ZERO, "one could always serve");
     // Peak 150 GPU-seconds, 40 busy and 60 warm: 50 of headroom, a quarter of it the first team's.
     let headroom: Vec<i128> = postings
         .iter()

@@ -307,11 +307,11 @@ fn counted(seen: Seen<'_>, ran: &Ran) -> Vec<Metered> {
 }
 
 /// An attempt that pays nothing because its engine failed: how far it got, and what it had counted by then, is unknown. One
-/// that was refused (a status below 500) or never reached its engine counted nothing.
+/// that was refused (a status below 500, or 503) or never reached its engine counted nothing.
 fn failed(seen: Seen<'_>) -> Option<Metered> {
     let Seen::Ended(attempt) = seen else { return None };
     let Attempt { outcome, status, timeline, .. } = attempt;
-    let refused = status.is_some_and(|status| status < 500);
+    let refused = status.is_some_and(|status| status < 500 || status == 503);
     let reached = *outcome == Outcome::UpstreamError && timeline.sent_us.is_some() && !refused;
     let at = |us: u64| timeline.received_at.plus_micros(i64::try_from(us).unwrap_or(i64::MAX));
     reached.then(|| Metered {

@@ -48,7 +48,9 @@ fn what_a_failed_engine_counted_is_no_bypass_and_a_refusal_counts_nothing() {
         usage_quality: UsageQuality::Missing,
         ..unseen(Outcome::UpstreamError)
     };
-    for (status, bypassed) in [(Some(500), false), (None, false), (Some(429), true), (Some(400), true)] {
+    for (status, bypassed) in
+        [(Some(500), false), (None, false), (Some(429), true), (Some(503), true), (Some(400), true)]
+    {
         assert_eq!(something_bypassed(failed(status)), bypassed, "{status:?}");
     }
     assert!(something_bypassed(unseen(Outcome::UpstreamUnreachable)));

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 /// Pause between the script's calls.
-const CALL_EVERY: Duration = Duration::from_millis(1_500);
+const CALL_EVERY: Duration = Duration::from_millis(600);
 /// The job's name, the part of the pool that it uses, and who runs it.
 const JOB: &str = "weekly-finetune";
 const JOB_SHARE: f64 = 0.25;
@@ -51,7 +51,7 @@ impl Aside {
     pub async fn bypass(&self, engine: &str, model: &str, time: Duration) -> anyhow::Result<Bypassed> {
         let question =
             json!({ "role": "user", "content": "what is the state of the queue and who has waited longest" });
-        let body = json!({ "model": model, "messages": [question], "max_tokens": 32 });
+        let body = json!({ "model": model, "messages": [question], "max_tokens": 96 });
         let mut bypassed = Bypassed::default();
         let mut pauses = tokio::time::interval(CALL_EVERY);
         let end = tokio::time::sleep(time);

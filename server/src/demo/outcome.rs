@@ -158,7 +158,7 @@ impl Outcome {
         text.push_str(&settlement::table(&self.pools).to_string());
         let _ = writeln!(
             text,
-            "\nunobserved is {} with {} input and {} output tokens that a script sent past the gateway",
+            "\na script sent {} with {} input and {} output tokens past the gateway; what of it is certain is unobserved",
             render::counted(self.bypassed.calls, "call"),
             render::count(self.bypassed.input_tokens),
             render::count(self.bypassed.output_tokens)

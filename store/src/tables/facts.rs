@@ -126,6 +126,7 @@ macro_rules! readers {
     )*};
 }
 
+#[expect(clippy::boxed_local, reason = "most facts come in boxes; this is how they are taken out")]
 fn unboxed<T>(fact: Box<T>) -> T {
     *fact
 }
