@@ -87,7 +87,8 @@ pub struct Place {
 /// How to find jobs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
-    /// Holders that are engines and never jobs. Once one is named, everybody else who holds a GPU is a job.
+    /// Holders that are engines and never jobs. Once one is named by its pod, every other pod that holds a GPU is a job; once
+    /// one is named by its process, every other process.
     pub engines: Vec<HolderPattern>,
     /// Holders that are jobs; the first that fits decides.
     pub jobs: Vec<JobRule>,
@@ -289,7 +290,9 @@ impl Rules {
         if let Some(rule) = self.jobs.iter().find(|rule| held.fits(&rule.holder)) {
             return Role::Job(rule.job.clone().unwrap_or_else(|| held.name()), Box::new(rule.context.clone()));
         }
-        if self.engines.is_empty() { Role::Unknown } else { Role::Job(held.name(), Box::default()) }
+        // Engines that are named by their pods say nothing of what their processes are called, nor the other way round.
+        let engines_named = self.engines.iter().any(|engine| engine.process.is_some() == held.process.is_some());
+        if engines_named { Role::Job(held.name(), Box::default()) } else { Role::Unknown }
     }
 }
 

@@ -211,3 +211,16 @@ fn processes_are_found_likewise() {
     let seen = observe_processes(&rules(), &[tuning(95, 100, 1)], &gpus, &[], at(101));
     assert_eq!(seen.open, []);
 }
+
+#[test]
+fn engines_named_by_their_pods_say_nothing_of_processes() {
+    let by_pod = Rules { engines: rules().engines[..1].to_vec(), jobs: Vec::new(), ..rules() };
+    let process = GpuProcess { uuid: "A".into(), name: Some("VLLM::EngineCore".into()), ..GpuProcess::default() };
+    let seen = observe_processes(&by_pod, &[], &[gpu("A", "", None)], std::slice::from_ref(&process), at(10));
+    assert_eq!((seen.facts.len(), seen.unknown), (0, vec![Label::from("VLLM::EngineCore")]));
+    let seen = observe_pods(&by_pod, &[], &[gpu("A", "stranger-0", None)], at(10));
+    assert_eq!((seen.facts.len(), seen.unknown.len()), (1, 0));
+    let by_process = Rules { engines: rules().engines[1..].to_vec(), ..by_pod };
+    assert_eq!(observe_processes(&by_process, &[], &[gpu("A", "", None)], &[process], at(10)).facts.len(), 1);
+    assert_eq!(observe_pods(&by_process, &[], &[gpu("A", "stranger-0", None)], at(10)).facts.len(), 0);
+}

@@ -12,7 +12,7 @@ use crate::capacity::{CapacityFact, PurchaseOption};
 use crate::context::{Context, Label};
 use crate::money::MoneyError;
 use crate::posting::{Line, Tier};
-use crate::telemetry::JobFact;
+use crate::telemetry::{JobFact, JobSource};
 use crate::time::{Period, Timestamp};
 
 /// Everybody that a pool knows, for looking up who was where.
@@ -102,7 +102,11 @@ pub(super) fn together<'a>(
     whole: Amount,
 ) -> Result<Vec<(Together<'a>, Amount)>, MoneyError> {
     let engines = cast.engines.get(&*fact.replica).cloned().unwrap_or_default();
-    let jobs: Vec<&JobFact> = cast.jobs.iter().copied().filter(|job| job.replica == fact.replica).collect();
+    let mut jobs: Vec<&JobFact> = cast.jobs.iter().copied().filter(|job| job.replica == fact.replica).collect();
+    // A pod's job is the job of its processes: who looks at the same GPUs in both ways has seen it twice.
+    if jobs.iter().any(|job| job.source == JobSource::PodLabels) {
+        jobs.retain(|job| job.source != JobSource::GpuProcesses);
+    }
     let slices: Vec<MigSlice> = engines.iter().filter_map(|engine| engine.slice).collect();
     if slices.is_empty() {
         let standing = standing(fact, &engines);

@@ -179,7 +179,7 @@ fn covered_s(capacity: &[&CapacityFact], period: Period) -> f64 {
     spans.sort_by_key(|span| span.start);
     let (mut covered_us, mut until) = (0, period.start);
     for span in spans {
-        covered_us += span.end.micros_since(span.start.max(until)).max(0);
+        covered_us += span.end.micros_since(span.start.max(until));
         until = until.max(span.end);
     }
     covered_us as f64 * 1e-6

@@ -9,6 +9,7 @@ use crate::id::{PostingId, RequestId};
 use crate::money::Money;
 use crate::posting::{Origin, Tier};
 use crate::step::{GpuSheet, ModelShape};
+use crate::telemetry::JobSource;
 
 fn at(seconds: f64) -> Timestamp {
     Timestamp::from_micros(crate::allocate::timeline::whole_micros(seconds))
@@ -410,6 +411,13 @@ fn jobs_share_the_gpus_up_to_their_part() {
     case.jobs.push(JobFact { pool: "other".into(), ..job("x", "r0", 1_000_000, 60.0, 100.0) });
     case.jobs.push(job("y", "r9", 1_000_000, 60.0, 100.0));
     assert_eq!(case.run(&Policy::default()), postings);
+    // Seen once more as a process it is still one job.
+    let pods = JobFact { source: JobSource::PodLabels, ..case.jobs[0].clone() };
+    let process = JobFact { job: "python3".into(), source: JobSource::GpuProcesses, ..pods.clone() };
+    case.jobs = vec![pods.clone()];
+    let once = case.run(&Policy::default());
+    case.jobs = vec![process, pods];
+    assert_eq!(case.run(&Policy::default()), once);
     // Under MPS an engine that demands all of the GPU gets more beside a job that demands a quarter than by turns.
     case.jobs = vec![job("tune", "r0", 900_000, 60.0, 120.0)];
     let turns = by_line(&case.run(&Policy::default()), Line::Job);

@@ -88,53 +88,12 @@ fn freshness(span: &CallSpan) -> impl Ord + '_ {
 
 /// The calls behind the spans, each with its spans from the outermost to the innermost.
 fn calls<'a>(spans: &[&'a CallSpan]) -> Vec<Vec<&'a CallSpan>> {
-    let by_id: HashMap<(&str, &str), usize> = spans
-        .iter()
-        .enumerate()
-        .filter_map(|(at, span)| Some(((span.trace_id.as_deref()?, span.span_id.as_deref()?), at)))
-        .collect();
-    let parent = |at: usize| {
-        let span = spans[at];
-        let parent = *by_id.get(&(span.trace_id.as_deref()?, span.parent_span_id.as_deref()?))?;
-        (parent != at).then_some(parent)
-    };
+    let parents = parents(spans);
     // A chain of parents that never ends is a mistake of who told it; it counts as deep.
-    let depths: Vec<usize> =
-        (0..spans.len()).map(|at| std::iter::successors(Some(at), |&at| parent(at)).take(DEPTH_MAX).count()).collect();
-    let mut same = Same::new(spans.len());
-    let mut answers: HashMap<&str, usize> = HashMap::new();
-    for (at, span) in spans.iter().enumerate() {
-        if let Some(id) = span.response_id.as_deref() {
-            let first = *answers.entry(id).or_insert(at);
-            same.join(first, at);
-        }
-    }
-    let mut children: BTreeMap<(Reverse<usize>, usize), Vec<usize>> = BTreeMap::new();
-    for at in 0..spans.len() {
-        if let Some(parent) = parent(at).filter(|_| depths[at] < DEPTH_MAX) {
-            children.entry((Reverse(depths[parent]), parent)).or_default().push(at);
-        }
-    }
-    // Innermost first, so that a parent sees its children as calls.
-    let mut around = BTreeSet::new();
-    for ((_, parent), children) in children {
-        let within: BTreeSet<usize> = children.iter().map(|&child| same.root(child)).collect();
-        let contradicts = |child: usize| {
-            let (outer, inner) = (&spans[parent].response_id, &spans[child].response_id);
-            matches!((outer, inner), (Some(outer), Some(inner)) if outer != inner)
-        };
-        if within.contains(&same.root(parent)) {
-            continue;
-        }
-        match within.first() {
-            Some(&only) if within.len() == 1 && !children.iter().any(|&child| contradicts(child)) => {
-                same.join(only, parent);
-            }
-            _ => {
-                around.insert(parent);
-            }
-        }
-    }
+    let depth = |at: usize| std::iter::successors(Some(at), |&at| parents[at]).take(DEPTH_MAX).count();
+    let depths: Vec<usize> = (0..spans.len()).map(depth).collect();
+    let mut same = same_answers(spans);
+    let around = around(spans, &parents, &depths, &mut same);
     let around: BTreeSet<usize> = around.into_iter().map(|at| same.root(at)).collect();
     let mut calls: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
     for at in 0..spans.len() {
@@ -154,6 +113,57 @@ fn calls<'a>(spans: &[&'a CallSpan]) -> Vec<Vec<&'a CallSpan>> {
             call.into_iter().map(|at| spans[at]).collect()
         })
         .collect()
+}
+
+/// Where among the spans each one's parent is, if somebody told it.
+fn parents(spans: &[&CallSpan]) -> Vec<Option<usize>> {
+    let own = |(at, span): (usize, &&CallSpan)| Some(((span.trace_id.clone()?, span.span_id.clone()?), at));
+    let by_id: HashMap<(Label, Label), usize> = spans.iter().enumerate().filter_map(own).collect();
+    let parent = |(at, span): (usize, &&CallSpan)| {
+        let parent = *by_id.get(&(span.trace_id.clone()?, span.parent_span_id.clone()?))?;
+        (parent != at).then_some(parent)
+    };
+    spans.iter().enumerate().map(parent).collect()
+}
+
+/// Spans of one answer are one call.
+fn same_answers(spans: &[&CallSpan]) -> Same {
+    let mut same = Same::new(spans.len());
+    let mut answers: HashMap<&str, usize> = HashMap::new();
+    for (at, span) in spans.iter().enumerate() {
+        if let Some(id) = span.response_id.as_deref() {
+            let first = *answers.entry(id).or_insert(at);
+            same.join(first, at);
+        }
+    }
+    same
+}
+
+/// Joins a span to the only call within it, and gives those that are around several calls.
+fn around(spans: &[&CallSpan], parents: &[Option<usize>], depths: &[usize], same: &mut Same) -> Vec<usize> {
+    // Innermost first, so that a parent sees its children as calls.
+    let mut children: BTreeMap<(Reverse<usize>, usize), Vec<usize>> = BTreeMap::new();
+    for (at, parent) in parents.iter().enumerate() {
+        if let Some(parent) = parent.filter(|_| depths[at] < DEPTH_MAX) {
+            children.entry((Reverse(depths[parent]), parent)).or_default().push(at);
+        }
+    }
+    let mut around = Vec::new();
+    for ((_, parent), children) in children {
+        let within: BTreeSet<usize> = children.iter().map(|&child| same.root(child)).collect();
+        let contradicts = |child: &usize| {
+            let (outer, inner) = (&spans[parent].response_id, &spans[*child].response_id);
+            matches!((outer, inner), (Some(outer), Some(inner)) if outer != inner)
+        };
+        if within.contains(&same.root(parent)) {
+            continue;
+        }
+        match within.first() {
+            Some(&only) if within.len() == 1 && !children.iter().any(contradicts) => same.join(only, parent),
+            _ => around.push(parent),
+        }
+    }
+    around
 }
 
 /// How many spans deep a trace may be.

@@ -230,7 +230,9 @@ impl<'a> PoolFacts<'a> {
             }
         }
         for readings in self.readings.values_mut() {
-            readings.sort_by_key(|reading| reading.at);
+            // Of two of one moment the order, too, must not depend on how they came.
+            readings
+                .sort_by_key(|reading| (reading.at, reading.prompt_tokens, reading.generation_tokens, reading.running));
         }
         for (engine, readings) in &self.readings {
             let metered = metered.get(engine).map(Vec::as_slice).unwrap_or_default();
@@ -347,7 +349,7 @@ fn latest_jobs(facts: &[JobFact]) -> Vec<&JobFact> {
     for fact in facts {
         let (job, replica, start) = fact.identity();
         let newest = kept.entry((&fact.pool, job, replica, start)).or_insert(fact);
-        if (fact.observed_at, fact.period.end) > (newest.observed_at, newest.period.end) {
+        if (fact.observed_at, fact.period.end, fact.share) > (newest.observed_at, newest.period.end, newest.share) {
             *newest = fact;
         }
     }
