@@ -95,7 +95,7 @@ def complete(url, key, model, text, tokens):
     body = {"model": model, "prompt": text, "max_tokens": tokens, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
     call = urllib.request.Request(url + "/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"} | ({"authorization": f"Bearer {key}"} if key else {}))
     with urllib.request.urlopen(call, timeout=300) as answer:
-        events = [json.loads(line[6:]) for line in answer.read().decode().splitlines() if line.startswith("data: {")]
+        events = [json.loads(line[6:]) for line in answer.read().decode().split("\n") if line.startswith("data: {")]
     usage = next(event["usage"] for event in reversed(events) if event.get("usage"))
     return usage["prompt_tokens"], usage["completion_tokens"]
 

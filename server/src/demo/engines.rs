@@ -55,7 +55,7 @@ pub const POOLS: [Pool; 2] = [
         gpus: 2,
         usd_per_gpu_hour: "2.50",
         deployments: &["model-a", "model-b"],
-        peak_gpus: Some(1.0),
+        peak_gpus: Some(1.5),
     },
     Pool {
         name: "dedicated",

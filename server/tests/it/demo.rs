@@ -51,7 +51,8 @@ fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
         usd(&dedicated["lines"]["job"]) > Money::ZERO && usd(&dedicated["lines"]["warm"]) > Money::ZERO,
         "{dedicated}"
     );
-    assert!(usd(&shared["lines"]["headroom"]) > Money::ZERO, "{shared}");
+    // What is kept for the peak and what lies above it; on a short run the requests themselves may reach the peak.
+    assert!(usd(&shared["lines"]["headroom"]) + usd(&shared["lines"]["idle_reserved"]) > Money::ZERO, "{shared}");
 
     // What the demo said is what the ledger says.
     let report = books.json(&["report", "--by", "pool"]);
