@@ -20,8 +20,8 @@ mod metrics;
 mod render;
 mod report;
 mod rows;
-mod telemetry;
 mod settlement;
+mod telemetry;
 mod wiring;
 
 use std::io::IsTerminal;

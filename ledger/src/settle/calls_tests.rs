@@ -98,7 +98,7 @@ fn what_the_gateway_metered_is_not_booked_again() {
 }
 
 #[test]
-fn behind_an_http_librarys_span_a_call_is_still_not_booked_again() {
+fn behind_the_span_of_an_http_library_a_call_is_still_not_booked_again() {
     let through_http = |number: u64| CallSpan {
         span_id: label("around"),
         response_id: None,

@@ -9,12 +9,12 @@ mod parameters;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::fleet::otlp::Receiver;
 use arc_swap::ArcSwap;
 use axum::Router;
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use ::fleet::otlp::Receiver;
 use gateway::Gateway;
 use ledger::Clock;
 use ledger::price::PriceBook;

@@ -88,7 +88,8 @@ fn upstreams(config: &Config, wrong: &mut Vec<String>) {
                 wrong.push(format!("upstream `{name}`: a deployment needs a pool that serves it"));
             }
             if upstream.engine.is_some() {
-                wrong.push(format!("upstream `{name}`: an engine needs a pool whose GPUs it uses; add pool = \"NAME\""));
+                wrong
+                    .push(format!("upstream `{name}`: an engine needs a pool whose GPUs it uses; add pool = \"NAME\""));
             }
             continue;
         };

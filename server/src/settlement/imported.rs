@@ -149,7 +149,8 @@ impl Assumed {
                 continue;
             }
             let load = read::load(session, engine.period).await?;
-            let Some(Stretch { window, .. }) = read::cut(engine.period, &load, FIT_ATTEMPTS_MAX).first().copied() else {
+            let Some(Stretch { window, .. }) = read::cut(engine.period, &load, FIT_ATTEMPTS_MAX).first().copied()
+            else {
                 continue;
             };
             let mut facts = Facts::read(session, Stretch { window, since: window.start }, rules.request_us_max).await?;
