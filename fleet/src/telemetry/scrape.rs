@@ -228,8 +228,11 @@ fn error(name: &Label, url: &str, cause: ScrapeCause) -> ScrapeError {
     ScrapeError { name: name.clone(), url: shown(url), cause }
 }
 
-/// The address without what may be a password.
+/// The address without what may be a password or a token.
 fn shown(url: &str) -> String {
+    if let Some((address, _)) = url.split_once('?') {
+        return format!("{}?…", shown(address));
+    }
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
     match authority.rsplit_once('@') {
@@ -315,7 +318,8 @@ mod tests {
         for (url, usable) in cases {
             assert_eq!(address(url).is_ok(), usable, "{url}");
         }
-        assert_eq!(shown("http://me:secret@host:1/metrics?a=b@c"), "http://…@host:1/metrics?a=b@c");
+        assert_eq!(shown("http://me:secret@host:1/metrics?a=b@c"), "http://…@host:1/metrics?…");
+        assert_eq!(shown("http://host/metrics?token=secret"), "http://host/metrics?…");
         assert_eq!(shown("http://host/a@b"), "http://host/a@b");
     }
 
