@@ -18,7 +18,7 @@ mod spans;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use calls::{Told, calls_of_spans};
-pub use minutes::{INTERVAL_US, cost_by_minute, interval_of, pool_cost, unallocated};
+pub use minutes::{INTERVAL_US, cost_by_minute, interval_of, pool_cost};
 pub use peaks::demand_of;
 pub use ran::{Ran, timeline_of, timeline_of_running};
 pub use recalibrate::{recalibrated, timelines_of};

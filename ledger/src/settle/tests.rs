@@ -119,9 +119,9 @@ fn of_a_pool_that_nobody_knows_the_cost_is_a_line() {
     world.settle(between(0.0, 60.0));
     assert_eq!(world.sum(Line::Unallocated).to_string(), MINUTE_USD);
     assert_eq!(world.sum(Line::IdleReserved).to_string(), MINUTE_USD);
-    // The same posting as the settlement without allocation made, so that one can follow the other.
-    let before = unallocated(&world.capacity[..1], &BTreeMap::new(), between(0.0, 60.0), at(1_000.0));
-    assert_eq!(before[0].costs, world.posted.iter().find(|posting| posting.line == Line::Unallocated).unwrap().costs);
+    let open = world.capacity[0].cost_within(between(0.0, 60.0));
+    let line = world.posted.iter().find(|posting| posting.line == Line::Unallocated).unwrap();
+    assert_eq!(line.costs, crate::charge::Costs::flat(open));
     // As soon as its engine is known the line gives way.
     world.engines.push(engine("p", "e", "r", 0.0, 60.0));
     world.settle(between(0.0, 60.0));
