@@ -1,12 +1,16 @@
-//! The GPU side of the ledger: engines simulated from the step-time model, and the telemetry that engines expose.
+//! The GPU side of the ledger: engines simulated from the step-time model, the telemetry that engines expose, and how many
+//! of them there should be.
 //!
 //! [`engine`] serves simulated inference engines over real HTTP. [`telemetry`] reads engines and GPUs ([`prometheus`] is the
 //! parser), [`steps`] follows the single steps of engines that publish them, [`jobs`] finds work that is no request.
+//! [`sim`] plays whole fleets on a trace, [`scale`] decides how many replicas there should be.
 
 pub mod engine;
 pub mod jobs;
 pub mod otlp;
 pub mod prometheus;
+pub mod scale;
+pub mod sim;
 pub mod steps;
 pub mod telemetry;
 

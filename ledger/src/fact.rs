@@ -7,6 +7,7 @@ use crate::capacity::CapacityFact;
 use crate::context::Context;
 use crate::id::AttemptId;
 use crate::posting::Posting;
+use crate::scaling::ScalingDecision;
 use crate::telemetry::{CallSpan, EngineFact, EngineReading, EngineStep, GpuReading, JobFact};
 use crate::time::{Period, Timestamp};
 use crate::usage::TokenUsage;
@@ -62,4 +63,6 @@ pub enum Fact {
     Job(Box<JobFact>),
     /// A GPU was read.
     Gpu(Box<GpuReading>),
+    /// A scaler decided.
+    Decision(Box<ScalingDecision>),
 }

@@ -18,6 +18,7 @@ pub mod id;
 pub mod money;
 pub mod posting;
 pub mod price;
+pub mod scaling;
 pub mod settle;
 pub mod step;
 pub mod telemetry;
@@ -33,6 +34,7 @@ pub use fact::{Fact, Gap, Opened};
 pub use id::{AttemptId, KeyId, PostingId, RequestId};
 pub use money::{GpuHourRate, Money, MoneyError, TokenPrice};
 pub use posting::{Basis, Line, Origin, Posting, Terms, Tier};
+pub use scaling::{ScalingDecision, ScalingInputs, ScalingMode};
 pub use telemetry::{
     Adapter, CallSpan, EngineFact, EngineReading, EngineSetup, EngineStep, GpuReading, JobFact, JobSource,
 };
