@@ -5,7 +5,9 @@
 //! parser), [`steps`] follows the single steps of engines that publish them, [`jobs`] finds work that is no request.
 //! [`sim`] plays whole fleets on a trace, [`scale`] decides how many replicas there should be.
 
+pub mod actuate;
 pub mod engine;
+mod grpc;
 pub mod jobs;
 pub mod otlp;
 pub mod prometheus;

@@ -7,13 +7,16 @@
 mod answer;
 mod aside;
 pub mod attribute;
+pub mod availability;
 mod background;
 mod client_socket;
+pub mod demand;
 pub mod journal;
 pub mod keys;
 pub mod meter;
 pub mod metrics;
 mod pipeline;
+pub mod plan;
 pub mod provider;
 mod refusal;
 mod running;
@@ -22,11 +25,14 @@ pub mod settings;
 pub mod surface;
 mod upstream;
 
+pub use availability::{Availability, Deployment, Look};
+pub use demand::{Demand, Distribution};
 pub use journal::{Durability, Journal, JournalError, WhenLogFails};
 pub use keys::{KeyHash, KeyRecord, KeyRing, Network, PlainKey, mint};
 pub use metrics::Metrics;
+pub use plan::{Ask, Plan, Target, plan};
 pub use provider::Kind;
 pub use server::{Gateway, GatewayError, Parts, server_tls};
 pub use settings::{
-    Anonymous, BaseUrl, Limits, ModelRoute, OnClientAbort, RouteTarget, Secret, Settings, Target, Upstream, plan,
+    Anonymous, Balance, BaseUrl, Limits, ModelRoute, OnClientAbort, RouteTarget, Secret, Settings, Upstream,
 };

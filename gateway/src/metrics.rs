@@ -47,12 +47,16 @@ pub struct Metrics {
     pub in_flight: Counter,
     /// Upstream answers being read to their end for clients that went away, now.
     pub draining: Counter,
+    /// Requests that had to wait because nothing took them.
+    pub holds: Counter,
+    /// Requests that wait so now.
+    pub held: Counter,
 }
 
 impl Metrics {
     /// Every number with its name and whether it only grows.
     #[must_use]
-    pub fn snapshot(&self) -> [(&'static str, u64, bool); 10] {
+    pub fn snapshot(&self) -> [(&'static str, u64, bool); 12] {
         [
             ("requests", self.requests.get(), true),
             ("refused", self.refused.get(), true),
@@ -64,6 +68,8 @@ impl Metrics {
             ("connections", self.connections.get(), false),
             ("in_flight", self.in_flight.get(), false),
             ("draining", self.draining.get(), false),
+            ("holds", self.holds.get(), true),
+            ("held", self.held.get(), false),
         ]
     }
 }

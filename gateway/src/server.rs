@@ -1,5 +1,6 @@
 //! The way in: accepts connections, speaks HTTP/1.1 and HTTP/2 on them, and lets go of them in good order.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -14,7 +15,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use ledger::price::PriceBook;
-use ledger::{Clock, Running};
+use ledger::{Clock, Label, Running};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,8 +24,10 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
+use crate::availability::{Availability, Board, Deployment};
 use crate::background::Background;
 use crate::client_socket::ClientSocket;
+use crate::demand::Demand;
 use crate::journal::Journal;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
@@ -84,7 +87,8 @@ impl Gateway {
         let (outbound, background) = (Outbound::new(limits.connect_ms_max), Background::new(limits.drains_max));
         let (metrics, running) = (Metrics::default(), Arc::new(Registry::default()));
         let room = Arc::new(Room::default());
-        let core = Core { settings, keys, prices, journal, clock, metrics, outbound, background, running, room };
+        let board = Board::default();
+        let core = Core { settings, keys, prices, journal, clock, metrics, outbound, background, running, room, board };
         Gateway { core: Arc::new(core) }
     }
 
@@ -105,6 +109,53 @@ impl Gateway {
     #[must_use]
     pub fn running(&self) -> Vec<Running> {
         self.core.running.look(&*self.core.clock)
+    }
+
+    /// Says whether the upstream of this name takes requests from now on. All do until somebody says otherwise. It is remembered by
+    /// name, over every change of the settings, and may be said of an upstream before it is configured.
+    ///
+    /// Requests for which nothing takes requests are held, within [`Limits::hold_requests_max`] and [`Limits::hold_ms_max`], and
+    /// go on when this says [`Availability::Serving`] of something that serves them.
+    pub fn set_available(&self, upstream: &str, availability: Availability) {
+        self.core.board.set(upstream, availability);
+    }
+
+    /// Whether the upstream of this name takes requests.
+    #[must_use]
+    pub fn available(&self, upstream: &str) -> Availability {
+        self.core.board.available(upstream)
+    }
+
+    /// Attempts at this upstream that have not ended.
+    ///
+    /// When [`set_available`](Gateway::set_available) returned with anything but serving, each request that was planned for the
+    /// upstream before is counted here or goes elsewhere: zero then means that nobody needs it any more.
+    #[must_use]
+    pub fn in_flight(&self, upstream: &str) -> u32 {
+        self.core.board.in_flight(upstream)
+    }
+
+    /// Resolves when no attempt is at this upstream. It has no time limit of its own.
+    pub async fn drained(&self, upstream: &str) {
+        self.core.board.drained(upstream).await;
+    }
+
+    /// Requests that wait because nothing takes them, by the deployment they want; deployments that nobody waits for are left out.
+    #[must_use]
+    pub fn held(&self) -> BTreeMap<Deployment, u32> {
+        self.core.board.held()
+    }
+
+    /// What came for each deployment and what became of it, since the gateway was made.
+    #[must_use]
+    pub fn demand(&self) -> BTreeMap<Deployment, Demand> {
+        self.core.board.demand()
+    }
+
+    /// The same for each upstream.
+    #[must_use]
+    pub fn served(&self) -> BTreeMap<Label, Demand> {
+        self.core.board.served()
     }
 
     /// Serves `listener` until `shutdown` resolves, then lets running requests end for [`Limits::shutdown_ms_max`].
@@ -154,6 +205,8 @@ impl Gateway {
         drop(listener);
         drop(stopping);
         let _ = stop.send(());
+        // What waits for a replica would wait in vain; it is told so while there is time.
+        self.core.board.close();
         self.wind_down(connections, Duration::from_millis(limits.shutdown_ms_max)).await;
         served
     }

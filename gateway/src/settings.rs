@@ -1,6 +1,4 @@
 //! What the gateway is told to do: upstreams, routes, limits, policies. Plain values; the server reads them from TOML.
-//!
-//! [`plan`] turns a request into the targets to try, in order. It is pure: chance comes in as a seed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,9 +10,7 @@ use ledger::Label;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::{Durability, WhenLogFails};
-use crate::keys::KeyRecord;
 use crate::provider::Kind;
-use crate::surface::Inspected;
 
 /// One snapshot of the configuration. A request keeps the one it started with.
 #[derive(Debug, Clone, Default)]
@@ -176,12 +172,12 @@ impl fmt::Display for BaseUrl {
 }
 
 /// Which targets serve a model.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelRoute {
     /// The model as clients name it; a trailing `*` matches any ending. The longest match counts.
     pub model: String,
-    /// One of them is chosen by weight.
+    /// One of those that take requests is chosen as `balance` says.
     pub targets: Vec<RouteTarget>,
     /// Tried in order when the chosen one fails.
     #[serde(default)]
@@ -189,6 +185,20 @@ pub struct ModelRoute {
     /// Further tries on the chosen target before falling back.
     #[serde(default)]
     pub retries: u16,
+    /// How one of the targets is chosen.
+    #[serde(default)]
+    pub balance: Balance,
+}
+
+/// How one of a route's targets is chosen.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// By chance, in the proportion of the weights.
+    #[default]
+    Weighted,
+    /// The one with the fewest requests in flight for its weight: for replicas that do the same work.
+    LeastOutstanding,
 }
 
 /// An upstream, and the model to ask of it.
@@ -242,6 +252,10 @@ pub struct Limits {
     pub retained_bytes_max: usize,
     /// How long running requests may finish after the order to stop.
     pub shutdown_ms_max: u64,
+    /// Longest time that a request waits while nothing that serves it takes requests.
+    pub hold_ms_max: u64,
+    /// Most requests that wait so for one deployment.
+    pub hold_requests_max: u32,
 }
 
 impl Default for Limits {
@@ -262,6 +276,8 @@ impl Default for Limits {
             retry_after_ms_max: 5_000,
             retained_bytes_max: 268_435_456,
             shutdown_ms_max: 30_000,
+            hold_ms_max: 120_000,
+            hold_requests_max: 256,
         }
     }
 }
@@ -290,82 +306,9 @@ pub enum Anonymous {
     Always,
 }
 
-/// One try: the upstream, and the model to ask of it when that is not the client's own word.
-#[derive(Debug, Clone)]
-pub struct Target {
-    /// Where to.
-    pub upstream: Arc<Upstream>,
-    /// The model to write into the request.
-    pub model: Option<Label>,
-}
-
-/// The targets to try, in order: those that speak the request's surface and that the key may reach, at most [`Limits::attempts_max`]. Empty when nothing serves the request.
-///
-/// `seed` is any evenly spread number; it chooses among weighted targets.
-#[must_use]
-pub fn plan(settings: &Settings, request: &Inspected, key: Option<&KeyRecord>, seed: u64) -> Vec<Target> {
-    let usable = |upstream: &Upstream| {
-        upstream.kind.speaks(request.dialect, request.operation)
-            && key.is_none_or(|key| key.allows_upstream(&upstream.name))
-    };
-    let mut targets = match route(&settings.routes, request.model.as_deref()) {
-        Some(route) => routed(settings, route, seed, usable),
-        None if settings.routes.is_empty() || request.model.is_none() => unrouted(settings, usable),
-        None => Vec::new(),
-    };
-    targets.retain(|target| usable(&target.upstream));
-    targets.truncate(settings.limits.attempts_max.max(1));
-    targets
-}
-
-fn route<'a>(routes: &'a [ModelRoute], model: Option<&str>) -> Option<&'a ModelRoute> {
-    let model = model?;
-    let matches = |route: &&ModelRoute| match route.model.strip_suffix('*') {
-        Some(start) => model.starts_with(start),
-        None => route.model == model,
-    };
-    // An exact name beats a pattern of the same length.
-    routes.iter().filter(matches).max_by_key(|route| (!route.model.ends_with('*'), route.model.len()))
-}
-
-/// Chance decides among the targets that can be asked, so that one which speaks another surface takes no share away.
-fn routed(settings: &Settings, route: &ModelRoute, seed: u64, usable: impl Fn(&Upstream) -> bool) -> Vec<Target> {
-    let target = |target: &RouteTarget| {
-        let upstream = settings.upstream(&target.upstream)?;
-        Some(Target { upstream: Arc::clone(upstream), model: target.model.as_deref().map(Label::from) })
-    };
-    let askable = |target: &&RouteTarget| settings.upstream(&target.upstream).is_some_and(|upstream| usable(upstream));
-    let candidates: Vec<&RouteTarget> = route.targets.iter().filter(askable).collect();
-    let tries = (usize::from(route.retries) + 1).min(settings.limits.attempts_max.max(1));
-    let chosen = choose(&candidates, seed).and_then(target);
-    let first = chosen.into_iter().flat_map(|chosen| std::iter::repeat_n(chosen, tries));
-    first.chain(route.fallbacks.iter().filter_map(target)).collect()
-}
-
-fn choose<'a>(targets: &[&'a RouteTarget], seed: u64) -> Option<&'a RouteTarget> {
-    let total: u64 = targets.iter().map(|target| u64::from(target.weight)).sum();
-    if total == 0 {
-        return targets.first().copied();
-    }
-    let mut point = seed % total;
-    targets.iter().copied().find(|target| match point.checked_sub(u64::from(target.weight)) {
-        Some(rest) => {
-            point = rest;
-            false
-        }
-        None => true,
-    })
-}
-
-fn unrouted(settings: &Settings, usable: impl Fn(&Upstream) -> bool) -> Vec<Target> {
-    let found = settings.upstreams.iter().find(|upstream| usable(upstream));
-    found.map(|upstream| Target { upstream: Arc::clone(upstream), model: None }).into_iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::surface;
 
     fn upstream(name: &str, kind: Kind) -> Arc<Upstream> {
         Arc::new(Upstream::new(name, kind, "http://127.0.0.1:1".parse().unwrap()))
@@ -373,11 +316,6 @@ mod tests {
 
     fn target(upstream: &str, model: Option<&str>, weight: u32) -> RouteTarget {
         RouteTarget { upstream: upstream.into(), model: model.map(Into::into), weight }
-    }
-
-    fn asking(path: &str, model: &str) -> Inspected {
-        let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
-        surface::inspect(&http::Method::POST, path, Some("application/json"), body.as_bytes())
     }
 
     fn settings(routes: Vec<ModelRoute>) -> Settings {
@@ -388,77 +326,6 @@ mod tests {
             upstream("d", Kind::Anthropic),
         ];
         Settings { upstreams, routes, ..Settings::default() }
-    }
-
-    fn names(targets: &[Target]) -> Vec<String> {
-        let name = |target: &Target| match &target.model {
-            Some(model) => format!("{}/{model}", target.upstream.name),
-            None => target.upstream.name.to_string(),
-        };
-        targets.iter().map(name).collect()
-    }
-
-    #[test]
-    fn without_routes_the_first_upstream_that_speaks_the_surface_serves() {
-        let settings = settings(Vec::new());
-        assert_eq!(names(&plan(&settings, &asking("/v1/chat/completions", "x"), None, 0)), ["a"]);
-        assert_eq!(names(&plan(&settings, &asking("/v1/messages", "x"), None, 0)).len(), 1);
-    }
-
-    #[test]
-    fn retries_come_before_fallbacks_and_all_is_bounded() {
-        let route = ModelRoute {
-            model: "smart".into(),
-            targets: vec![target("a", Some("gpt-4o"), 1)],
-            fallbacks: vec![target("c", Some("claude"), 1), target("b", None, 1)],
-            retries: 2,
-        };
-        let mut settings = settings(vec![route]);
-        let smart = asking("/v1/chat/completions", "smart");
-        assert_eq!(names(&plan(&settings, &smart, None, 0)), ["a/gpt-4o", "a/gpt-4o", "a/gpt-4o", "c/claude", "b"]);
-        settings.limits.attempts_max = 2;
-        assert_eq!(plan(&settings, &smart, None, 0).len(), 2);
-        assert!(plan(&settings, &asking("/v1/chat/completions", "other"), None, 0).is_empty());
-    }
-
-    #[test]
-    fn chance_decides_among_the_targets_that_speak_the_surface() {
-        let targets = vec![target("a", None, 1), target("d", None, 9)];
-        let settings = settings(vec![ModelRoute { model: "*".into(), targets, fallbacks: vec![], retries: 0 }]);
-        for seed in 0..10 {
-            assert_eq!(names(&plan(&settings, &asking("/v1/chat/completions", "x"), None, seed)), ["a"]);
-            assert_eq!(names(&plan(&settings, &asking("/v1/messages", "x"), None, seed)), ["d"]);
-        }
-    }
-
-    #[test]
-    fn weights_share_the_requests_exactly() {
-        let targets = [target("a", None, 3), target("b", None, 1), target("c", None, 0)];
-        let targets: Vec<&RouteTarget> = targets.iter().collect();
-        let chosen = |seed| choose(&targets, seed).map(|target| target.upstream.as_str());
-        let count = |name| (0..400).filter(|&seed| chosen(seed) == Some(name)).count();
-        assert_eq!((count("a"), count("b"), count("c")), (300, 100, 0));
-        assert_eq!(choose(&[&target("a", None, 0)], 7).map(|target| target.upstream.as_str()), Some("a"));
-    }
-
-    #[test]
-    fn the_longest_pattern_wins_and_keys_narrow_the_choice() {
-        let route = |model: &str, upstream| ModelRoute {
-            model: model.into(),
-            targets: vec![target(upstream, None, 1)],
-            fallbacks: Vec::new(),
-            retries: 0,
-        };
-        let settings = settings(vec![route("*", "a"), route("gpt-*", "b"), route("gpt-4", "c")]);
-        let to = |model| names(&plan(&settings, &asking("/v1/chat/completions", model), None, 0));
-        assert_eq!(
-            (to("x"), to("gpt-5"), to("gpt-4")),
-            (vec!["a".to_owned()], vec!["b".to_owned()], vec!["c".to_owned()])
-        );
-        let hash = crate::keys::mint([1; 32], &[0; 32]).1;
-        let mut key = KeyRecord::new(ledger::KeyId::new(ledger::Timestamp::from_micros(0), [1; 10]), hash);
-        key.upstreams = vec!["b".into()];
-        assert!(plan(&settings, &asking("/v1/chat/completions", "x"), Some(&key), 0).is_empty());
     }
 
     #[test]
@@ -476,7 +343,7 @@ mod tests {
 
     #[test]
     fn contradictions_are_found() {
-        let route = |targets| ModelRoute { model: "m".into(), targets, fallbacks: Vec::new(), retries: 0 };
+        let route = |targets| ModelRoute { model: "m".into(), targets, ..ModelRoute::default() };
         assert!(settings(vec![route(vec![target("a", None, 1)])]).check().is_ok());
         assert!(settings(vec![route(vec![target("nowhere", None, 1)])]).check().unwrap_err().contains("nowhere"));
         assert!(settings(vec![route(Vec::new())]).check().is_err());

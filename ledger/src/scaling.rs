@@ -1,11 +1,15 @@
 //! What a scaler decided and why, as facts: every decision with what it saw, so that anybody can ask later why a GPU was
 //! there or was given back.
 
+mod given_back;
+
 use serde::{Deserialize, Serialize};
 
 use crate::context::Label;
 use crate::money::GpuHourRate;
 use crate::time::Timestamp;
+
+pub use given_back::{Decided, GivenBack, Part, given_back};
 
 /// What a decision was made for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -60,6 +64,8 @@ pub struct ScalingDecision {
     pub told: Option<u32>,
     /// What the static plan would have running.
     pub static_replicas: u32,
+    /// Replicas that are paid for whether they run or not.
+    pub committed: u32,
     /// GPUs of one replica.
     pub gpus: u32,
     /// The price of one GPU for an hour.

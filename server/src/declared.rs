@@ -149,6 +149,12 @@ impl Declared {
         starting
     }
 
+    /// Whether the engine's replica is known to be stopped.
+    #[must_use]
+    pub fn is_stopped(&self, engine: &str) -> bool {
+        self.lock().engines.is_stopped(engine)
+    }
+
     /// What an engine says of itself.
     pub fn learn(&self, engine: &str, learned: Learned, now: Timestamp) {
         self.lock().engines.learn(engine, learned, now);

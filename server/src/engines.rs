@@ -202,6 +202,12 @@ impl Engines {
         }
     }
 
+    /// Whether the engine's replica is known to be stopped.
+    #[must_use]
+    pub fn is_stopped(&self, engine: &str) -> bool {
+        self.known.get(engine).is_some_and(|known| known.now.is_none())
+    }
+
     /// A replica was started: its engines are loading until somebody hears of them.
     pub fn replica_started(&mut self, fact: &CapacityFact, now: Timestamp) {
         let start = fact.period.start;

@@ -118,6 +118,11 @@ function show(live) {
       ["busy", "number"], ["idle", "number"], ["waste", "number detail"], ["not yet allocated", "number"]],
     live.pools.map((pool) => [pool.pool, pool.owner ?? "–", pool.gpus + " × " + pool.gpu, pool.usd_per_gpu_hour, dollars(pool.cost, poolPlaces),
       dollars(pool.busy, poolPlaces), dollars(pool.idle, poolPlaces), dollars(pool.waste, poolPlaces), dollars(pool.unallocated, poolPlaces)]));
+  byId("scaled").hidden = !live.scaling.length;
+  fill(byId("scaling"), [["deployment"], ["mode"], ["load", "number"], ["ready", "number"], ["on their way", "number"], ["desired", "number"],
+      ["static plan", "number detail"], ["why", "detail"]],
+    live.scaling.map((one) => [one.deployment + " on " + one.pool, one.stopped_by ? "stopped by " + one.stopped_by : one.mode, one.load ?? "unknown", one.ready, one.pending,
+      one.desired ?? "–", one.static_replicas, one.failure ?? one.reason ?? "–"]));
   fill(byId("tasks"), [["task"], ["team"], ["feature", "detail"], ["requests", "number"], ["input tokens", "number detail"],
       ["output tokens", "number detail"], ["provider cost", "number"]],
     live.tasks.map((task) => [task.task, task.team ?? "–", task.feature ?? "–", number.format(task.requests), number.format(task.input_tokens), number.format(task.output_tokens),

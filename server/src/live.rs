@@ -63,6 +63,7 @@ pub async fn figures(state: &State) -> anyhow::Result<Value> {
         "costs": costs,
         "tasks": tasks(session, TASKS_MAX).await?,
         "pools": pools,
+        "scaling": state.scaling.board.all().iter().map(crate::scaling::Shown::line).collect::<Vec<_>>(),
     }))
 }
 

@@ -13,6 +13,7 @@ mod demo;
 mod engines;
 mod facts;
 mod governance;
+mod gpu_prices;
 mod import;
 mod jobs;
 mod live;
@@ -20,6 +21,7 @@ mod metrics;
 mod render;
 mod report;
 mod rows;
+mod scaling;
 mod settlement;
 mod telemetry;
 mod wiring;
@@ -78,6 +80,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Settle(options) => commands::settle::run(&app, &options).await,
             Command::Report(options) => commands::report::run(&app, &options).await,
             Command::Explain { request_id } => commands::explain::run(&app, &request_id).await,
+            Command::Simulate(options) => commands::simulate::run(&app, &options).await,
+            Command::Commit(options) => commands::commit::run(&app, &options).await,
             Command::Sql(options) => commands::sql::run(&app, &options).await,
             Command::Verify => commands::verify::run(&app).await,
             Command::Key(command) => commands::key::run(&app, &command).await,

@@ -12,6 +12,7 @@ use ledger::{Line, Money};
 use crate::api::{ApiError, State};
 use crate::report::PoolBooks;
 use crate::rows;
+use crate::scaling::Shown;
 
 /// Most providers that get a label of their own; the rest is `other`, so that no client can grow the page.
 const PROVIDERS_MAX: usize = 50;
@@ -19,6 +20,8 @@ const PROVIDERS_MAX: usize = 50;
 const POOLS_MAX: usize = 100;
 /// Engines that get lines of their own.
 const ENGINES_MAX: usize = 200;
+/// Deployments that are scaled and get lines of their own.
+const SCALED_MAX: usize = 200;
 
 /// The page.
 ///
@@ -39,6 +42,7 @@ pub async fn page(Shared(state): Shared<State>) -> Result<impl IntoResponse, Api
     single(&mut text, "log_unflushed_records", "gauge", "Records that wait in the log for the tables.", waiting);
     single(&mut text, "lost_records_total", "counter", "Records that could not be written.", state.store.lost());
     sources(&mut text, &state);
+    scaled(&mut text, &state.scaling.board.all());
     single(&mut text, "log_bytes", "gauge", "Bytes of the log's files on disk.", log_bytes(&state));
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text))
 }
@@ -80,6 +84,49 @@ fn sources(text: &mut String, state: &State) {
     for (name, value, help) in spans {
         single(text, name, "counter", help, value);
     }
+}
+
+/// One family of what is shown of a deployment that is scaled: its name, its type, what it says, and where it is.
+type Family = (&'static str, &'static str, &'static str, fn(&Shown) -> Option<String>);
+
+/// What is scaled, also for a Kubernetes HPA that reads external metrics. What is unknown has no line.
+const SCALED: [Family; 12] = [
+    ("desired_replicas", "gauge", "Replicas that should be there.", |one| one.desired.map(|count| count.to_string())),
+    ("ready_replicas", "gauge", "Replicas that serve.", |one| Some(one.ready.to_string())),
+    ("pending_replicas", "gauge", "Replicas on their way.", |one| Some(one.pending.to_string())),
+    ("draining_replicas", "gauge", "Replicas that finish what they have.", |one| Some(one.draining.to_string())),
+    ("static_replicas", "gauge", "Replicas of the plan without scaling.", |one| Some(one.static_replicas.to_string())),
+    ("floor_replicas", "gauge", "Fewest replicas.", |one| Some(one.floor.to_string())),
+    ("ceiling_replicas", "gauge", "Most replicas.", |one| Some(one.ceiling.to_string())),
+    ("load_replicas", "gauge", "Arriving work in what one replica can do.", |one| one.load_milli().map(thousandths)),
+    ("forecast_replicas", "gauge", "The same, expected for when a replica started now serves.", |one| {
+        one.forecast_milli().map(thousandths)
+    }),
+    ("acting", "gauge", "Whether decisions are carried out.", |one| {
+        Some(u8::from(one.mode == ledger::ScalingMode::Act).to_string())
+    }),
+    ("told_total", "counter", "Orders that were carried out since the server started.", |one| {
+        Some(one.told.to_string())
+    }),
+    ("failures_total", "counter", "Tries to tell the actuator that failed.", |one| Some(one.failures.to_string())),
+];
+
+fn scaled(text: &mut String, deployments: &[Shown]) {
+    if deployments.is_empty() {
+        return;
+    }
+    for (name, kind, help, value) in SCALED {
+        let _ = writeln!(text, "# HELP farthing_scaling_{name} {help}\n# TYPE farthing_scaling_{name} {kind}");
+        for one in deployments.iter().take(SCALED_MAX) {
+            let Some(value) = value(one) else { continue };
+            let (pool, deployment) = (escaped(&one.pool), escaped(&one.deployment));
+            let _ = writeln!(text, "farthing_scaling_{name}{{pool=\"{pool}\",deployment=\"{deployment}\"}} {value}");
+        }
+    }
+}
+
+fn thousandths(count: u64) -> String {
+    ledger::decimal::format_scaled(count.into(), 3, 0)
 }
 
 /// The ledger's part: totals by provider. Asked for at most every few seconds.

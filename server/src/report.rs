@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 
 use crate::config::nearest;
 use crate::rows;
+use crate::scaling::{GivenBackRow, given_back};
 
 pub use pools::{Part, PoolBooks, booked, engines_within, pools};
 
@@ -251,6 +252,8 @@ pub struct Report {
     pub unallocated_pool_cost: Money,
     /// The books of each pool: what was used, what stood idle and why, and what a token costs.
     pub pools: Vec<PoolBooks>,
+    /// What scaling gave back against the static plan, for each deployment and mode.
+    pub gpus_given_back: Vec<GivenBackRow>,
 }
 
 type Key = (Vec<Option<String>>, String);
@@ -265,6 +268,7 @@ pub async fn report(session: &Session, by: &[Dimension], period: Period) -> anyh
     let unattributed_cost = postings(session, by, period, &mut groups).await?;
     let tasks = distinct_tasks(session, period).await?;
     let pools = pools(session, period).await?;
+    let gpus_given_back = given_back(session, period).await?;
 
     let mut rows: Vec<Row> =
         groups.into_iter().map(|((key, line), (sums, tasks))| Row { key, line, sums, tasks }).collect();
@@ -296,6 +300,7 @@ pub async fn report(session: &Session, by: &[Dimension], period: Period) -> anyh
         unattributed_attempts,
         unallocated_pool_cost,
         pools,
+        gpus_given_back,
     })
 }
 

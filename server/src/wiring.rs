@@ -4,8 +4,10 @@
 //! clients ─> gateway ── Fact ──> store (log ─ flusher ─> tables)
 //!               ^                  │     ^
 //!   settings, keys, prices         │     └─ Fact ── telemetry <── engines, GPUs, spans
-//!               ^                  │     └─ Fact ── declared pools, engines, jobs <── configuration, API
+//!               ^                  │     └─ Fact ── declared pools, engines, jobs <── configuration, API, scaling
 //! configuration, control log       │     └─ Posting ── settlement
+//!               ^                  │     └─ Fact ── scaling ──> actuators
+//!               └── which replicas serve ──────────┘
 //!                                  └─> API, live page, metrics
 //! ```
 
@@ -29,6 +31,7 @@ use crate::config::{self, Loaded, Standing, price_book};
 use crate::declared::Declared;
 use crate::facts::Facts;
 use crate::governance::{Governance, hashing_secret};
+use crate::scaling::{Means, Scaling};
 use crate::settlement::{self, Driver, Late, Rules, Sources};
 use crate::telemetry::{Parts as TelemetryParts, Status, Telemetry, receiver};
 use crate::{api, books};
@@ -125,6 +128,7 @@ pub struct Server {
     admin_listener: TcpListener,
     /// Where spans come in over gRPC, when the configuration says so.
     grpc_listener: Option<TcpListener>,
+    scaling: Scaling,
     tls: Option<Arc<rustls::ServerConfig>>,
     token: Option<Arc<str>>,
     flusher: Flusher,
@@ -172,6 +176,7 @@ impl Server {
             None => None,
         };
         let declared = Arc::new(Declared::open(data, &loaded, clock.now())?);
+        let scaling = Scaling::open(data, &loaded)?;
         let late = Late::default();
         let facts = Facts::new(store.clone(), late.clone());
 
@@ -207,6 +212,7 @@ impl Server {
             gateway_listener,
             admin_listener,
             grpc_listener,
+            scaling,
             tls,
             token: token.map(Into::into),
             flusher,
@@ -237,6 +243,16 @@ impl Server {
                 clock: Arc::clone(&self.state.clock),
             },
         );
+        let scaled = Means {
+            store: self.store.clone(),
+            facts: self.state.facts.clone(),
+            gateway: self.gateway.clone(),
+            declared: Arc::clone(&self.state.declared),
+            telemetry: status.clone(),
+            clock: Arc::clone(&self.state.clock),
+        };
+        // Before anybody is served: a replica that does not run yet must not be sent to.
+        let scaled = self.scaling.start(&self.state.loaded, scaled, &shutdown).await?;
         let api = api::State {
             store: self.store.clone(),
             gateway: self.gateway.clone(),
@@ -248,6 +264,7 @@ impl Server {
             facts: self.state.facts.clone(),
             spans: spans.clone().filter(|_| self.state.loaded.config.telemetry.otlp),
             cache: api::Cache::default(),
+            scaling: self.scaling,
         };
         let (last_switch, last) = Shutdown::new();
         let admin = tokio::spawn(api::serve(self.admin_listener, api, last.clone()));
@@ -258,6 +275,7 @@ impl Server {
         let accepted =
             self.gateway.serve(self.gateway_listener, self.tls, async move { shutdown.requested().await }).await;
 
+        scaled.stop().await;
         // The gateway has drained; what watches it stops after it, so that the last requests are seen and settled.
         let _ = last_switch.send(true);
         settling.await?;
@@ -359,6 +377,9 @@ impl State {
             || old.telemetry.otlp != new.telemetry.otlp
         {
             tracing::warn!("listeners, TLS, the admin token and the receiving of spans change with the next start");
+        }
+        if old.scale != new.scale || old.scaling != new.scaling {
+            tracing::warn!("what is scaled and how changes with the next start");
         }
         let listened = |config: &config::Config| (config.upstream.clone(), config.telemetry.clone());
         let heard_otherwise = listened(old) != listened(new);

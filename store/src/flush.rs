@@ -31,7 +31,7 @@ pub struct Flushed {
     pub capacity: u64,
     /// New rows of `gaps`.
     pub gaps: u64,
-    /// New rows of `engines`, `readings`, `steps`, `spans`, `jobs` and `gpus`.
+    /// New rows of `engines`, `readings`, `steps`, `spans`, `jobs`, `gpus` and `decisions`.
     pub telemetry: u64,
 }
 

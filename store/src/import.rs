@@ -75,7 +75,7 @@ pub struct ImportSummary {
     pub capacity: u64,
     /// New rows of `gaps`.
     pub gaps: u64,
-    /// New rows of `engines`, `readings`, `steps`, `spans`, `jobs` and `gpus`.
+    /// New rows of `engines`, `readings`, `steps`, `spans`, `jobs`, `gpus` and `decisions`.
     #[serde(default)]
     pub telemetry: u64,
     /// Rows that were in the ledger already.

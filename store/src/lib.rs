@@ -28,6 +28,8 @@ pub use import::{Begun, Import, ImportId, ImportSummary};
 pub use log::{Damage, Position};
 pub use sql::{Found, Session};
 pub use store::{Options, PriceOpened, Recovery, Store};
-pub use tables::facts::{capacity_of, engines_of, gaps_of, gpus_of, jobs_of, readings_of, spans_of, steps_of};
+pub use tables::facts::{
+    capacity_of, decisions_of, engines_of, gaps_of, gpus_of, jobs_of, readings_of, spans_of, steps_of,
+};
 pub use tables::read::{attempts_of, postings_of};
 pub use verify::{Example, Progress, Verification};

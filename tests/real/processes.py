@@ -118,19 +118,21 @@ class Engine:
 class Farthing:
     """One instance of the gateway with its own ledger, used as a user would use it."""
 
-    def __init__(self, folder, name, config, on_client_abort="cancel", consumers=("real-test",)):
-        """`config` is what the file says of upstreams and pools; each consumer gets a key and is its own team."""
+    def __init__(self, folder, name, config, on_client_abort="cancel", consumers=("real-test",), gateway=""):
+        """`config` is what the file says of upstreams and pools, `gateway` what it says further of the gateway; each consumer gets a key
+        and is its own team."""
         self.binary = os.environ["FARTHING_BIN"]
         self.folder = pathlib.Path(folder, name)
         self.folder.mkdir()
         self.port, admin = free_port(), free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url, self.admin = f"http://127.0.0.1:{self.port}", f"http://127.0.0.1:{admin}"
         self.config, self.data = self.folder / "farthing.toml", self.folder / "data"
         self.config.write_text(f"""
 [gateway]
 listen = "127.0.0.1:{self.port}"
 on_client_abort = "{on_client_abort}"
 anonymous = "never"
+{gateway}
 
 [admin]
 listen = "127.0.0.1:{admin}"

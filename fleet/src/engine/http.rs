@@ -72,8 +72,20 @@ impl RunningEngine {
 /// # Errors
 /// [`FleetError`] when the description cannot work or no port is free.
 pub async fn start(spec: EngineSpec, gpus: SharedGpus, clock: Arc<dyn Clock>) -> Result<RunningEngine, FleetError> {
+    start_on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), spec, gpus, clock).await
+}
+
+/// The same at an address of the caller's choice: a replica that was stopped comes back where it was.
+///
+/// # Errors
+/// [`FleetError`] when the description cannot work or somebody else listens there.
+pub async fn start_on(
+    address: SocketAddr,
+    spec: EngineSpec,
+    gpus: SharedGpus,
+    clock: Arc<dyn Clock>,
+) -> Result<RunningEngine, FleetError> {
     spec.check()?;
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let failed = |source| FleetError::Listen { address, source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;

@@ -19,7 +19,7 @@ use std::time::Duration;
 use ledger::step::{Efficiencies, GpuSheet, ModelShape};
 
 pub use driver::SharedGpus;
-pub use http::{RunningEngine, start};
+pub use http::{RunningEngine, start, start_on};
 pub use metrics::FinishReason;
 pub use scheduler::{Event, Finished, Rejection, Scheduler, Submission};
 

@@ -2,7 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test fails the test")]
 
+mod actuate_kubernetes;
+mod actuate_keda;
 mod client;
 mod engine;
 mod otlp;
+mod scale_faults;
+mod scale_week;
+mod sim_engine;
+mod sim_fleet;
 mod telemetry;

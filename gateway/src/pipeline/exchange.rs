@@ -13,15 +13,19 @@ use hyper::body::Incoming;
 use ledger::{Context, Outcome};
 
 use crate::answer::{Answer, COST_HEADER, End, Live, Reading};
+use crate::availability::{Availability, Deployment, Look};
+use crate::keys::KeyRecord;
 use crate::meter::AnswerMeter;
 use crate::pipeline::admit::Admitted;
+use crate::pipeline::hold;
 use crate::pipeline::open::Sealed;
 use crate::pipeline::receive::Arrival;
 use crate::pipeline::retained::RequestBody;
 use crate::pipeline::{Core, Open};
+use crate::plan::{Ask, Plan, Target, plan, sibling};
 use crate::provider::without_query_key;
 use crate::refusal::Refusal;
-use crate::settings::{Settings, Target};
+use crate::settings::{Settings, Upstream};
 use crate::surface::Inspected;
 use crate::upstream::{SendError, returned};
 
@@ -31,6 +35,8 @@ const HELD_BYTES_MAX: u64 = 16 << 20;
 const ERROR_BYTES_MAX: usize = 65_536;
 /// Longest time it may take.
 const ERROR_READ: Duration = Duration::from_secs(2);
+/// Wait before another look at a replica that is not there although nobody said that it goes; longer each time.
+const UNNOTICED: Duration = Duration::from_secs(1);
 /// Wait before the first retry on the same upstream when it names none; doubled each time.
 const BACKOFF: Duration = Duration::from_millis(50);
 
@@ -50,6 +56,43 @@ pub(crate) struct Asked {
     pub gone: Arc<AtomicBool>,
     pub reports_cost: bool,
     pub takes_trailers: bool,
+    pub key: Option<Arc<KeyRecord>>,
+}
+
+impl Asked {
+    /// Where to send it as things are now.
+    pub fn plan(&self) -> Plan {
+        let now_us = self.core.clock.monotonic_us();
+        plan(self.ask(), |upstream| self.core.board.look(upstream, now_us))
+    }
+
+    /// Counts it for whoever scales what it wants.
+    pub fn arrived_for(&self, wanted: &Upstream) {
+        if !hold::only_looks(&self.method) {
+            self.core.board.arrived(&Deployment::of(wanted));
+        }
+    }
+
+    fn ask(&self) -> Ask<'_> {
+        let Asked { settings, inspected, key, arrival, .. } = self;
+        Ask { settings, request: inspected, key: key.as_deref(), seed: arrival.seed }
+    }
+
+    fn look(&self, upstream: &Upstream) -> Look {
+        self.core.board.look(upstream, self.core.clock.monotonic_us())
+    }
+
+    fn is_going(&self, upstream: &Upstream) -> bool {
+        self.look(upstream).availability != Availability::Serving
+    }
+
+    /// Whether another attempt may be made after `tries` of them.
+    fn may_try_again(&self, tries: u16) -> bool {
+        self.body.is_kept()
+            && usize::from(tries) < self.settings.limits.attempts_max
+            && !self.gone.load(Ordering::Relaxed)
+            && !time_left(self).is_zero()
+    }
 }
 
 /// The head of an answer, and what of its body was read to be sure that there is one.
@@ -78,10 +121,16 @@ struct Spare {
     sealed: Sealed,
 }
 
-/// Tries the targets in order until one answers; an error with nothing left to try is passed on byte for byte.
-pub(crate) async fn exchange(asked: Asked, targets: Vec<Target>) -> Result<Response<Answer>, Refusal> {
+/// Tries the targets in order until one answers; an error with nothing left to try is passed on byte for byte. Without targets it
+/// first waits for some.
+///
+/// A replica that goes away takes no request with it: what it was about to do is done by another one, or waits for the next.
+pub(crate) async fn exchange(asked: Asked, targets: Option<Vec<Target>>) -> Result<Response<Answer>, Refusal> {
     let mut asked = asked;
-    let mut targets = targets;
+    let mut targets = match targets {
+        Some(targets) => targets,
+        None => hold::until_served(&asked).await?,
+    };
     if !asked.body.is_kept() {
         tracing::debug!(request = %asked.arrival.id, "no room to keep the body for another try");
         targets.truncate(1);
@@ -91,38 +140,62 @@ pub(crate) async fn exchange(asked: Asked, targets: Vec<Target>) -> Result<Respo
     let mut failed = None;
     let mut spare = None;
     let mut number = 0;
-    for (index, target) in targets.iter().enumerate() {
+    let mut index = 0;
+    let mut unreached = Vec::new();
+    let mut refused = None;
+    while let Some(target) = targets.get(index).cloned() {
+        index += 1;
         if skip.as_ref().is_some_and(|upstream| Arc::ptr_eq(upstream, &target.upstream)) {
             continue;
         }
-        let time_left = time_left(&asked);
-        if number > 0 && (asked.gone.load(Ordering::Relaxed) || time_left <= wait) {
+        if number > 0 && (!asked.may_try_again(number) || time_left(&asked) <= wait) {
             break;
         }
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
-        let mut open = Open::new(&asked, target, number)?;
+        let Some(seat) = asked.core.board.enter(&target.upstream) else {
+            // It began to go after it was planned.
+            match hold::until_served(&asked).await {
+                Ok(others) => (targets, index, wait, skip) = (others, 0, Duration::ZERO, None),
+                Err(refusal) => {
+                    refused = Some(refusal);
+                    break;
+                }
+            }
+            continue;
+        };
+        let mut open = Open::new(&asked, &target, seat, number)?;
         number += 1;
-        let later = targets.get(index + 1..).unwrap_or_default();
+        let later = targets.get(index..).unwrap_or_default();
         let more = !later.is_empty() && usize::from(number) < asked.settings.limits.attempts_max;
+        // One that may go in the middle of its answer is not believed before the first of it is here.
+        let careful = more || (asked.core.board.comes_and_goes(&target.upstream) && asked.may_try_again(number));
         (wait, skip) = (Duration::ZERO, None);
         let body = asked.body.take();
-        match attempt(&asked, target, body, &mut open, more).await {
+        let lost = match attempt(&asked, &target, body, &mut open, careful).await {
             Ok(answered) => {
-                let next =
-                    if more { next_step(&answered.head, target, later, number, &asked.settings) } else { Next::Pass };
+                asked.core.board.answered(&target.upstream);
+                let is_going = answered.head.status.is_server_error() && asked.is_going(&target.upstream);
+                let lost = is_going && asked.may_try_again(number);
+                let next = if more && !lost {
+                    next_step(&answered.head, &target, later, number, &asked.settings)
+                } else {
+                    Next::Pass
+                };
                 match next {
                     // An answer now is better than none later.
-                    Next::Try(after) if after >= self::time_left(&asked) => {
-                        return pass_on(&asked, open, target, answered, number).await;
+                    Next::Try(after) if after >= time_left(&asked) => {
+                        return pass_on(&asked, open, &target, answered, number).await;
                     }
                     Next::Try(after) => wait = after,
                     Next::Skip => skip = Some(Arc::clone(&target.upstream)),
-                    Next::Pass => return pass_on(&asked, open, target, answered, number).await,
+                    Next::Pass if lost => {}
+                    Next::Pass => return pass_on(&asked, open, &target, answered, number).await,
                 }
                 tracing::info!(request = %asked.arrival.id, upstream = %target.upstream.name, status = answered.head.status.as_u16(), "trying again");
-                spare = give_up_on(&asked, open, target, answered).await;
+                spare = give_up_on(&asked, open, &target, answered).await;
+                lost.then_some(Lost::Going)
             }
             Err(failure) => {
                 let outcome = match failure {
@@ -131,20 +204,90 @@ pub(crate) async fn exchange(asked: Asked, targets: Vec<Target>) -> Result<Respo
                     Failure::TimedOut => Outcome::TimedOut,
                 };
                 open.unanswered(outcome);
+                if failure == Failure::Unreachable {
+                    asked.core.board.refused(&target.upstream, asked.core.clock.monotonic_us());
+                }
                 tracing::warn!(request = %asked.arrival.id, upstream = %target.upstream.name, ?failure, "no answer");
                 let same_next = later.first().is_some_and(|next| Arc::ptr_eq(&next.upstream, &target.upstream));
                 wait = if same_next { backoff(number) } else { Duration::ZERO };
-                failed = Some((failure, target));
+                failed = Some((failure, target.clone()));
+                lost_to(&asked, &target, failure, number)
+            }
+        };
+        let Some(lost) = lost else { continue };
+        unreached.push(Arc::clone(&target.upstream));
+        match elsewhere(&asked, &target, &unreached, lost, later, number).await {
+            Elsewhere::Instead(others) => (targets, index, wait) = (others, 0, Duration::ZERO),
+            Elsewhere::AsPlanned => {}
+            Elsewhere::Nowhere(refusal) => {
+                refused = Some(refusal);
+                break;
             }
         }
     }
-    match (spare, &failed) {
+    match (spare, failed) {
         (Some(spare), None | Some((Failure::TimedOut, _))) => instead(spare, number).await,
-        _ => Err(refusal(failed, number)),
+        (_, failed) => Err(refused.unwrap_or_else(|| refusal(failed, number))),
     }
 }
 
-fn time_left(asked: &Asked) -> Duration {
+/// Why a try came to nothing although the request is fine, and another replica can do what it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lost {
+    /// The replica is said to go.
+    Going,
+    /// Nobody says so, but it is not there. Nothing was sent to it.
+    Unreached,
+}
+
+fn lost_to(asked: &Asked, target: &Target, failure: Failure, tries: u16) -> Option<Lost> {
+    if !asked.may_try_again(tries) {
+        return None;
+    }
+    match failure {
+        Failure::Unreachable | Failure::Broken if asked.is_going(&target.upstream) => Some(Lost::Going),
+        Failure::Unreachable => Some(Lost::Unreached),
+        _ => None,
+    }
+}
+
+/// What comes next after a try was lost.
+enum Elsewhere {
+    /// These, and nothing of what was planned.
+    Instead(Vec<Target>),
+    /// What was planned.
+    AsPlanned,
+    /// Nothing, and this is why.
+    Nowhere(Refusal),
+}
+
+async fn elsewhere(
+    asked: &Asked,
+    target: &Target,
+    unreached: &[Arc<Upstream>],
+    lost: Lost,
+    later: &[Target],
+    tries: u16,
+) -> Elsewhere {
+    // Another replica comes before what is planned: it does the same work, and more tries at this one would be in vain.
+    if let Some(other) = sibling(asked.ask(), target, unreached, |upstream| asked.look(upstream)) {
+        let rest = later.iter().filter(|later| !Arc::ptr_eq(&later.upstream, &target.upstream)).cloned();
+        return Elsewhere::Instead(std::iter::once(other).chain(rest).collect());
+    }
+    let elsewhere = later.iter().any(|later| !Arc::ptr_eq(&later.upstream, &target.upstream));
+    match lost {
+        Lost::Going => {}
+        // Something that comes and goes and is not there may have gone without a word: whoever scales it will notice.
+        Lost::Unreached if !elsewhere && asked.core.board.comes_and_goes(&target.upstream) => {
+            let patience = (UNNOTICED * u32::from(tries)).min(time_left(asked));
+            let _ = tokio::time::timeout(patience, asked.core.board.changed().notified()).await;
+        }
+        Lost::Unreached => return Elsewhere::AsPlanned,
+    }
+    hold::until_served(asked).await.map_or_else(Elsewhere::Nowhere, Elsewhere::Instead)
+}
+
+pub(super) fn time_left(asked: &Asked) -> Duration {
     let used_us = asked.core.clock.monotonic_us().saturating_sub(asked.arrival.anchor_us);
     let most = Duration::from_millis(asked.settings.limits.request_ms_max);
     most.saturating_sub(Duration::from_micros(used_us))
@@ -154,7 +297,7 @@ fn backoff(tries: u16) -> Duration {
     BACKOFF * (1 << tries.saturating_sub(1).min(6))
 }
 
-fn refusal(failed: Option<(Failure, &Target)>, tries: u16) -> Refusal {
+fn refusal(failed: Option<(Failure, Target)>, tries: u16) -> Refusal {
     let Some((failure, target)) = failed else {
         return Refusal::new(StatusCode::GATEWAY_TIMEOUT, "there was no time left to try the upstream");
     };
@@ -203,13 +346,13 @@ fn retry_after(headers: &HeaderMap) -> Option<Duration> {
         .or_else(|| number(RETRY_AFTER.as_str()).map(Duration::from_secs))
 }
 
-/// One try: from the opened record to the head of an answer, or with targets left to the first byte of its body.
+/// One try: from the opened record to the head of an answer, or when it is `careful` to the first byte of its body.
 async fn attempt(
     asked: &Asked,
     target: &Target,
     body: Bytes,
     open: &mut Open,
-    more: bool,
+    careful: bool,
 ) -> Result<Answered, Failure> {
     let (request, hides_usage_chunk) = prepare(asked, target, body).map_err(|_| Failure::Unsendable)?;
     let patience = Duration::from_millis(asked.settings.limits.first_byte_ms_max).min(time_left(asked));
@@ -223,7 +366,7 @@ async fn attempt(
         let streamed = is_event_stream(&head.headers);
         open.answered(head.status, streamed);
         // With somewhere else to go, a head alone is no answer: some upstreams fail right after it.
-        let wait_for_body = more && head.status.is_success() && !body.is_end_stream();
+        let wait_for_body = careful && head.status.is_success() && !body.is_end_stream();
         let first = if wait_for_body { body.frame().await.transpose().map_err(|_| Failure::Broken)? } else { None };
         Ok(Answered { head, body, first, hides_usage_chunk })
     };
@@ -384,7 +527,6 @@ async fn hold(live: Live, parts: http::response::Parts) -> Result<Response<Answe
 mod tests {
     use super::*;
     use crate::provider::Kind;
-    use crate::settings::Upstream;
 
     fn targets(names: &[&str]) -> Vec<Target> {
         let mut known: Vec<Arc<Upstream>> = Vec::new();

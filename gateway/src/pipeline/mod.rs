@@ -2,6 +2,7 @@
 
 mod admit;
 mod exchange;
+mod hold;
 mod identify;
 pub(crate) mod open;
 mod receive;
@@ -28,13 +29,15 @@ pub(crate) use self::retained::Room;
 use crate::answer::Answer;
 use crate::aside;
 use crate::attribute::{BodySays, attribute};
+use crate::availability::Board;
 use crate::background::Background;
 use crate::journal::Journal;
 use crate::keys::KeyRing;
 use crate::metrics::Metrics;
+use crate::plan::Plan;
 use crate::refusal::Refusal;
 use crate::running::Registry;
-use crate::settings::{OnClientAbort, Settings, plan};
+use crate::settings::{OnClientAbort, Settings};
 use crate::surface::{self, Dialect};
 use crate::upstream::{Outbound, forwarded};
 
@@ -50,6 +53,7 @@ pub(crate) struct Core {
     pub background: Background,
     pub running: Arc<Registry>,
     pub room: Arc<Room>,
+    pub board: Board,
 }
 
 /// Answers one request. Every path through here ends in a response: an upstream's, or a refusal of ours.
@@ -106,14 +110,7 @@ async fn pass(
     let now_us = core.clock.monotonic_us().saturating_sub(arrival.anchor_us);
     let admitted = admit::admit(caller.key.as_deref(), &head.method, path, &inspected, now_us)?;
 
-    // Plan where to try, in which order.
-    let targets = plan(&settings, &inspected, caller.key.as_deref(), arrival.seed);
-    if targets.is_empty() {
-        return Err(receive::unrouted(&inspected));
-    }
-
-    // Exchange: for each attempt open, send, meter, finish, release the end. It outlives a client that hangs up, as far
-    // as that is needed to know what was used.
+    // Keep what the attempts need.
     let keep = !inspected.streamed || settings.on_client_abort == OnClientAbort::Drain;
     let gone = Arc::new(AtomicBool::new(false));
     let body = core.room.keep(body, settings.limits.retained_bytes_max);
@@ -131,7 +128,24 @@ async fn pass(
         admitted,
         body,
         gone: Arc::clone(&gone),
+        key: caller.key,
     };
+
+    // Plan where to try, in which order. What it would go to if all were there hears of it, so that it is there next time.
+    let targets = match asked.plan() {
+        Plan::Nowhere => return Err(receive::unrouted(&asked.inspected)),
+        Plan::Wait(wanted) => {
+            asked.arrived_for(&wanted);
+            None
+        }
+        Plan::Try { targets, wanted } => {
+            asked.arrived_for(&wanted);
+            Some(targets)
+        }
+    };
+
+    // Exchange: wait until somebody takes it, then for each attempt open, send, meter, finish, release the end. It outlives a
+    // client that hangs up, as far as that is needed to know what was used.
     let running = Some(Box::pin(exchange::exchange(asked, targets)) as Running);
     Outliving { running, core: Arc::clone(core), gone, keep }.await
 }

@@ -13,13 +13,15 @@ use ledger::{
 };
 
 use crate::aside;
+use crate::availability::Seat;
 use crate::journal::{Durability, JournalError, WhenLogFails};
 use crate::meter::{AnswerMeter, Metered, count};
 use crate::pipeline::retained::{Kept, RequestBody};
 use crate::pipeline::{Asked, Core};
+use crate::plan::Target;
 use crate::refusal::Refusal;
 use crate::running::Ticket;
-use crate::settings::{Settings, Target};
+use crate::settings::Settings;
 
 /// Waits until a record survives what it must survive.
 pub(crate) type Synced = BoxFuture<'static, Result<(), JournalError>>;
@@ -48,6 +50,10 @@ pub(crate) struct Open {
     attempt: Option<Box<Attempt>>,
     /// Its place among the running attempts.
     running: Option<Ticket>,
+    /// Its place at its upstream, which is not stopped as long as somebody has one.
+    seat: Option<Seat>,
+    /// Whether its first token was counted.
+    began: bool,
     gone: Arc<AtomicBool>,
     anchor_us: u64,
     /// The model that the upstream was asked for.
@@ -62,7 +68,7 @@ impl Open {
     ///
     /// # Errors
     /// A refusal in the policy `fail_closed`, when the record cannot be written: nothing may run unrecorded.
-    pub fn new(asked: &Asked, target: &Target, number: u16) -> Result<Open, Refusal> {
+    pub fn new(asked: &Asked, target: &Target, seat: Seat, number: u16) -> Result<Open, Refusal> {
         let (core, settings) = (Arc::clone(&asked.core), Arc::clone(&asked.settings));
         let id = AttemptId { request: asked.arrival.id, number };
         let route = route(asked, target);
@@ -107,6 +113,8 @@ impl Open {
             settings,
             attempt: Some(Box::new(attempt)),
             running: Some(running),
+            seat: Some(seat),
+            began: false,
             gone: Arc::clone(&asked.gone),
             anchor_us: asked.arrival.anchor_us,
             model: target.model.clone().or_else(|| asked.inspected.model.as_deref().map(Label::from)),
@@ -167,9 +175,13 @@ impl Open {
     }
 
     /// Shows how far the answer got to those who settle before it ends.
-    pub fn progressed(&self, meter: &AnswerMeter) {
-        if let Some(running) = &self.running {
-            running.progressed(meter.so_far());
+    pub fn progressed(&mut self, meter: &AnswerMeter) {
+        let Some(running) = &self.running else { return };
+        let so_far = meter.so_far();
+        running.progressed(so_far);
+        if let (false, Some(first_us), Some(seat)) = (self.began, so_far.first_token_us, &self.seat) {
+            self.began = true;
+            seat.first_token(first_us);
         }
     }
 
@@ -241,10 +253,13 @@ impl Open {
             self.core.metrics.aborted.up();
         }
         let id = attempt.id;
+        if let Some(seat) = &self.seat {
+            seat.ended(&attempt);
+        }
         let fact = Fact::Attempt(attempt);
         let written = self.core.journal.append(&fact);
         // Only now: whoever settles must find the attempt here or in the journal.
-        self.running = None;
+        (self.running, self.seat) = (None, None);
         match written {
             Ok(_) if self.settings.durability == Durability::Process => Sealed::Released,
             Ok(position) => Sealed::When(self.core.journal.synced(position)),

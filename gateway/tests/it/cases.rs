@@ -166,7 +166,7 @@ async fn case_12_each_attempt_of_a_fallback_has_its_own_price() {
         model: "smart".into(),
         targets: vec![target("a", "claude-fable-5")],
         fallbacks: vec![target("b", "claude-opus-4-8")],
-        retries: 0,
+        ..ModelRoute::default()
     }];
     let world = World::start(settings).await;
     let body = r#"{"model":"smart","max_tokens":1000,"messages":[{"role":"user","content":"Go on."}]}"#;

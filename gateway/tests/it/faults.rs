@@ -229,8 +229,13 @@ async fn a_request_has_only_so_much_time() {
 fn two(a: &Upstream, b: &Upstream, retries: u16) -> Settings {
     let mut settings = settings(&[("a", Kind::OpenAi, a), ("b", Kind::OpenAi, b)]);
     let target = |name: &str| RouteTarget { upstream: name.into(), model: None, weight: 1 };
-    settings.routes =
-        vec![ModelRoute { model: "*".into(), targets: vec![target("a")], fallbacks: vec![target("b")], retries }];
+    settings.routes = vec![ModelRoute {
+        model: "*".into(),
+        targets: vec![target("a")],
+        fallbacks: vec![target("b")],
+        retries,
+        ..ModelRoute::default()
+    }];
     settings
 }
 

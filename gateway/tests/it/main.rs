@@ -8,6 +8,7 @@ mod http;
 mod ledgering;
 mod property;
 mod running;
+mod scaling;
 mod speed;
 mod upstream;
 mod world;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use gateway::{Kind, ModelRoute, OnClientAbort, RouteTarget};
+use gateway::{Availability, Kind, ModelRoute, OnClientAbort, RouteTarget};
 use http_body_util::BodyExt;
 use proptest::prelude::*;
 
@@ -52,12 +52,37 @@ fn patience() -> impl Strategy<Value = Patience> {
     ]
 }
 
-async fn play(a: Vec<Script>, b: Vec<Script>, clients: Vec<(Patience, bool)>, drains: bool, retries: u16) {
+/// What is said of an upstream, and when.
+fn said() -> impl Strategy<Value = (u64, &'static str, Availability)> {
+    let availability = [Availability::Serving, Availability::Draining, Availability::Away];
+    (0u64..80, prop::sample::select(vec!["a", "b"]), prop::sample::select(availability.to_vec()))
+}
+
+/// What happens around the clients.
+#[derive(Debug)]
+struct Weather {
+    said: Vec<(u64, &'static str, Availability)>,
+    drains: bool,
+    retries: u16,
+    replicas: bool,
+}
+
+async fn play(a: Vec<Script>, b: Vec<Script>, clients: Vec<(Patience, bool)>, weather: Weather) {
+    let Weather { said, drains, retries, replicas } = weather;
     let (a, b) = (Upstream::start(a).await, Upstream::start(b).await);
     let mut settings = settings(&[("a", Kind::OpenAi, &a), ("b", Kind::OpenAi, &b)]);
     let target = |name: &str| RouteTarget { upstream: name.into(), model: None, weight: 1 };
-    settings.routes =
-        vec![ModelRoute { model: "*".into(), targets: vec![target("a")], fallbacks: vec![target("b")], retries }];
+    for place in &mut settings.upstreams {
+        std::sync::Arc::get_mut(place).unwrap().deployment = replicas.then(|| "one".into());
+    }
+    settings.limits.hold_ms_max = 60;
+    settings.routes = vec![ModelRoute {
+        model: "*".into(),
+        targets: vec![target("a")],
+        fallbacks: vec![target("b")],
+        retries,
+        ..ModelRoute::default()
+    }];
     settings.on_client_abort = if drains { OnClientAbort::Drain } else { OnClientAbort::Cancel };
     (settings.limits.first_byte_ms_max, settings.limits.stream_idle_ms_max) = (120, 120);
     settings.limits.drain_ms_max = 200;
@@ -78,12 +103,22 @@ async fn play(a: Vec<Script>, b: Vec<Script>, clients: Vec<(Patience, bool)>, dr
             _ => reading.await,
         }
     };
+    let gateway = world.gateway.clone();
+    let saying = tokio::spawn(async move {
+        for (after_ms, name, availability) in said {
+            tokio::time::sleep(Duration::from_millis(after_ms)).await;
+            gateway.set_available(name, availability);
+        }
+    });
     futures_util::future::join_all(clients.into_iter().map(run)).await;
+    saying.await.unwrap();
     // Clients that left may still be on their way in; the books are complete when the gateway is stopped.
     let mut world = world;
     let _ = world.stop.take().unwrap().send(());
     world.serving.take().unwrap().await.unwrap();
     world.settled().await;
+    assert_eq!((world.gateway.in_flight("a"), world.gateway.in_flight("b")), (0, 0), "a place was never given back");
+    assert!(world.gateway.held().is_empty() && world.gateway.metrics().held.get() == 0);
 }
 
 proptest! {
@@ -93,10 +128,13 @@ proptest! {
         a in prop::collection::vec(script(), 1..4),
         b in prop::collection::vec(script(), 1..3),
         clients in prop::collection::vec((patience(), any::<bool>()), 1..6),
+        said in prop::collection::vec(said(), 0..5),
         drains in any::<bool>(),
         retries in 0u16..3,
+        replicas in any::<bool>(),
     ) {
+        let weather = Weather { said, drains, retries, replicas };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        runtime.block_on(play(a, b, clients, drains, retries));
+        runtime.block_on(play(a, b, clients, weather));
     }
 }

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gateway::settings::Upstream as Place;
-use gateway::{Kind, Settings};
+use gateway::settings::{Balance, Upstream as Place};
+use gateway::{Kind, ModelRoute, RouteTarget, Settings};
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;
@@ -72,4 +72,38 @@ async fn added_latency_of_one_connection() {
         );
     }
     assert_eq!(world.settled().await.len(), 2 * REQUESTS);
+}
+
+#[test]
+#[ignore = "prints a measurement"]
+fn cost_of_a_plan_among_replicas() {
+    for count in [1, 4, 16, 64] {
+        let names: Vec<String> = (0..count).map(|number| format!("replica-{number}")).collect();
+        let place = |name: &String| {
+            let mut place = Place::new(name, Kind::Vllm, "http://127.0.0.1:1".parse().unwrap());
+            (place.pool, place.deployment) = (Some("shared".into()), Some("chat".into()));
+            Arc::new(place)
+        };
+        let target = |name: &String| RouteTarget { upstream: name.clone(), model: None, weight: 1 };
+        let route = ModelRoute {
+            model: "gpt-4o".into(),
+            targets: names.iter().map(target).collect(),
+            balance: Balance::LeastOutstanding,
+            ..ModelRoute::default()
+        };
+        let settings =
+            Settings { upstreams: names.iter().map(place).collect(), routes: vec![route], ..Settings::default() };
+        let request = gateway::surface::inspect(
+            &http::Method::POST,
+            "/v1/chat/completions",
+            Some("application/json"),
+            CHAT.as_bytes(),
+        );
+        let start = tokio::time::Instant::now();
+        for seed in 0..100_000 {
+            let ask = gateway::Ask { settings: &settings, request: &request, key: None, seed };
+            std::hint::black_box(gateway::plan(ask, |_| gateway::Look::default()));
+        }
+        println!("a plan among {count} replicas takes {} ns", start.elapsed().as_nanos() / 100_000);
+    }
 }

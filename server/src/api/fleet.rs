@@ -202,7 +202,8 @@ pub async fn gpus(Shared(state): Shared<State>) -> Answer {
     Ok(Json(state.telemetry.of_gpus(state.clock.now()).into()))
 }
 
-fn read<T>(body: Body<T>) -> Result<T, ApiError> {
+/// The body of a call; what is wrong with it is said in one sentence.
+pub(super) fn read<T>(body: Body<T>) -> Result<T, ApiError> {
     let Json(said) = body.map_err(|error| {
         let text = error.body_text();
         let text = text.split_once(": ").map_or(&*text, |(_, reason)| reason);

@@ -5,6 +5,7 @@ mod error;
 mod fleet;
 mod handlers;
 mod parameters;
+mod scaling;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,7 @@ use utoipa_axum::routes;
 
 use crate::declared::Declared;
 use crate::facts::Facts;
+use crate::scaling::Scaling;
 use crate::telemetry::Status;
 use crate::wiring::Shutdown;
 use crate::{live, metrics};
@@ -56,6 +58,8 @@ pub struct State {
     pub spans: Option<Receiver>,
     /// Answers that many ask for at once.
     pub cache: Cache,
+    /// What is scaled, and the switch that stops it.
+    pub scaling: Scaling,
 }
 
 /// One answer that is kept for a moment, so that many pages and scrapers cost one query.
@@ -123,6 +127,10 @@ fn documented() -> OpenApiRouter<State> {
         .routes(routes!(fleet::jobs, fleet::job_event))
         .routes(routes!(fleet::engines))
         .routes(routes!(fleet::gpus))
+        .routes(routes!(scaling::scaling))
+        .routes(routes!(scaling::stop))
+        .routes(routes!(scaling::resume))
+        .routes(routes!(scaling::given_back))
         .routes(routes!(handlers::verify))
         .routes(routes!(handlers::keys))
         .routes(routes!(handlers::prices))

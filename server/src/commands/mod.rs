@@ -2,6 +2,7 @@
 
 pub mod allocate;
 pub mod check;
+pub mod commit;
 pub mod explain;
 pub mod export;
 pub mod import;
@@ -10,6 +11,7 @@ pub mod price;
 pub mod report;
 pub mod serve;
 pub mod settle;
+pub mod simulate;
 pub mod sql;
 pub mod verify;
 

@@ -73,7 +73,7 @@ pub fn text(report: &Report, unit: Option<Unit>) -> String {
     let mut total = vec![String::new(); report.by.len()];
     "total".clone_into(&mut total[0]);
     table.total(total.into_iter().chain(cells(&report.total, report.tasks, unit, places)));
-    format!("{table}\n{}{}", notes(report, unit), pools(&report.pools))
+    format!("{table}\n{}{}{}", notes(report, unit), pools(&report.pools), crate::scaling::text(&report.gpus_given_back))
 }
 
 /// Places of a column's amounts, so that they can be compared, and which columns there are.
@@ -291,6 +291,7 @@ mod tests {
             unattributed_attempts: 4,
             unallocated_pool_cost: "2.25".parse().unwrap(),
             pools: Vec::new(),
+            gpus_given_back: Vec::new(),
         }
     }
 

@@ -25,6 +25,7 @@ pub fn check(config: &Config, standing: Standing) -> Vec<String> {
     routes(config, &mut wrong);
     pools(config, &mut wrong);
     wrong.extend(check_fleet::check(config));
+    wrong.extend(super::scale::check(config));
     prices(config, &mut wrong);
     wrong
 }

@@ -54,7 +54,7 @@ pub fn locate(text: &str, error: &toml::de::Error) -> Mistake {
 }
 
 /// Sections of which there may be several.
-const LISTS: [&str; 6] = ["upstream", "route", "pool", "gpu", "price", "discount"];
+const LISTS: [&str; 7] = ["upstream", "route", "pool", "gpu", "scale", "price", "discount"];
 
 fn place_of(section: &str) -> String {
     match section {
@@ -293,6 +293,7 @@ mod tests {
         };
         let text = without(text, "[upstream.engine]", "[[route]]");
         let text = without(text, "[route.targets]", "[[pool]]");
+        let text = without(text, "[scale.objective]", "[[price]]");
         toml::from_str::<Config>(&text).expect("the example is valid");
     }
 }

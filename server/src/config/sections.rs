@@ -9,6 +9,7 @@ use ledger::price::{Discount, PriceOverride};
 use serde::Deserialize;
 
 use super::fleet::{EngineSection, GpuSection, PoolSection, SettlementSection, TelemetrySection};
+use super::scale::{ScaleSection, ScalingSection};
 use super::secret::SecretRef;
 
 /// The whole file.
@@ -37,6 +38,10 @@ pub struct Config {
     pub telemetry: TelemetrySection,
     /// `[settlement]`
     pub settlement: SettlementSection,
+    /// `[scaling]`
+    pub scaling: ScalingSection,
+    /// `[[scale]]`
+    pub scale: Vec<ScaleSection>,
 }
 
 /// `[ledger]`
@@ -95,6 +100,10 @@ pub struct GatewaySection {
     pub drain_ms_max: u64,
     /// Largest drain, bytes.
     pub drain_bytes_max: u64,
+    /// Longest time that a request waits while nothing that serves it takes requests.
+    pub hold_ms_max: u64,
+    /// Most requests that wait so for one deployment.
+    pub hold_requests_max: u32,
     /// Who may call without a key.
     pub anonymous: Anonymous,
 }
@@ -112,6 +121,8 @@ impl Default for GatewaySection {
             on_client_abort: OnClientAbort::default(),
             drain_ms_max: 60_000,
             drain_bytes_max: 16_777_216,
+            hold_ms_max: 120_000,
+            hold_requests_max: 256,
             anonymous: Anonymous::default(),
         }
     }

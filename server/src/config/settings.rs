@@ -36,6 +36,8 @@ pub fn settings(loaded: &Loaded) -> anyhow::Result<Settings> {
             request_ms_max: gateway.request_ms_max,
             drain_ms_max: gateway.drain_ms_max,
             drain_bytes_max: gateway.drain_bytes_max,
+            hold_ms_max: gateway.hold_ms_max,
+            hold_requests_max: gateway.hold_requests_max,
             ..Limits::default()
         },
         durability: config.ledger.durability,

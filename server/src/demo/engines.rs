@@ -22,7 +22,7 @@ use crate::config::EngineSection;
 const SCRAPE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// How fast weights are read into a GPU's memory, bytes a second: what a good local disk gives.
-const LOAD_BYTES_PER_S: f64 = 8e9;
+pub const LOAD_BYTES_PER_S: f64 = 8e9;
 /// How long an engine may take until it answers, and how often it is asked.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(50);
@@ -192,7 +192,7 @@ pub async fn start(clock: Arc<dyn Clock>, options: Options) -> anyhow::Result<En
 
 /// What the configuration says of an engine: its model's dimensions and its limits, but not how much of the GPU it reaches,
 /// which nobody knows beforehand.
-fn described(spec: &EngineSpec, kept_warm_for: Option<&str>) -> EngineSection {
+pub fn described(spec: &EngineSpec, kept_warm_for: Option<&str>) -> EngineSection {
     let limits = &spec.limits;
     EngineSection {
         model: Some(spec.shape.into()),

@@ -2,8 +2,10 @@
 
 mod answer;
 mod aside;
+mod elastic;
 mod engines;
 mod outcome;
+mod scaled;
 mod traffic;
 mod workload;
 
@@ -30,6 +32,7 @@ use crate::governance::{put_key, random};
 use crate::wiring::{Server, SettleNow, Shutdown};
 use crate::{books, render};
 use aside::{Aside, Bypassed};
+use elastic::Elastic;
 use engines::{Engines, POOLS};
 use outcome::Outcome;
 use workload::CONSUMERS;
@@ -53,7 +56,8 @@ pub async fn run(app: &App, options: &Demo) -> anyhow::Result<ExitCode> {
     let keys = make_keys(&data, &Loaded::default()).await?;
     let engine_options = engines::Options { seed: options.seed, ..engines::Options::default() };
     let engines = engines::start(Arc::clone(&clock), engine_options).await.context("the demo's engines")?;
-    let loaded = Loaded { config: configuration(&engines)?, file: None };
+    let elastic = elastic::start(Arc::clone(&clock), options.seed).await.context("the demo's replicas")?;
+    let loaded = Loaded { config: configuration(&engines, &elastic)?, file: None };
 
     // From here on the pools are paid for, and their engines still load: that is what a cold start costs.
     let server = Server::start(&data, loaded, clock).await?;
@@ -100,7 +104,7 @@ fn data_dir(app: &App) -> anyhow::Result<PathBuf> {
 }
 
 /// The configuration that a user would write for these engines.
-fn configuration(engines: &Engines) -> anyhow::Result<Config> {
+fn configuration(engines: &Engines, elastic: &Elastic) -> anyhow::Result<Config> {
     let mut config = Config::default();
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
     (config.gateway.listen, config.admin.listen) = (any_port, any_port);
@@ -113,7 +117,7 @@ fn configuration(engines: &Engines) -> anyhow::Result<Config> {
         for model in upstream.models {
             let target = RouteTarget { upstream: upstream.name.to_owned(), model: None, weight: 1 };
             let route =
-                ModelRoute { model: (*model).to_owned(), targets: vec![target], fallbacks: Vec::new(), retries: 1 };
+                ModelRoute { model: (*model).to_owned(), targets: vec![target], retries: 1, ..ModelRoute::default() };
             config.route.push(route);
         }
         config.upstream.push(UpstreamSection {
@@ -138,6 +142,7 @@ fn configuration(engines: &Engines) -> anyhow::Result<Config> {
             ..PoolSection::default()
         });
     }
+    elastic.configure(&mut config)?;
     Ok(config)
 }
 
@@ -214,7 +219,8 @@ async fn traffic(
 ) -> anyhow::Result<traffic::Seen> {
     // Three quarters of the time is for new tasks, most of the rest for those that run.
     let seconds = Duration::from_secs(options.seconds).as_secs_f64();
-    let tasks = workload::plan(options.seed, seconds * 0.75, TASKS_PER_SECOND);
+    let mut tasks = workload::plan(options.seed, seconds * 0.75, TASKS_PER_SECOND);
+    tasks.extend(workload::wave(options.seed, seconds * 0.75));
     let bar = progress("{msg} {wide_bar} {pos}/{len} tasks");
     bar.set_length(u64::try_from(tasks.len()).unwrap_or(u64::MAX));
     bar.set_message("traffic");
@@ -235,7 +241,7 @@ async fn traffic(
 
 fn banner(gateway: &str, live: &str, data: &Path, options: &Demo) -> String {
     format!(
-        "Farthing demo: three simulated engines and two simulated providers, three teams, {} seconds of traffic\n\n  live page  {live}\n  gateway    \
+        "Farthing demo: three simulated engines, a fourth in one to four replicas as needed, two simulated providers, three teams, {} seconds of traffic\n\n  live page  {live}\n  gateway    \
          {gateway}\n  ledger     {}\n",
         options.seconds,
         data.display()

@@ -10,6 +10,7 @@ use store::{Session, Store, Verification};
 
 use super::aside::Bypassed;
 use super::engines::EngineTotals;
+use super::scaled::Scaled;
 use super::traffic::{Seen, SeenEnd};
 use crate::commands::{report as reports, verify};
 use crate::render::{self, Align, Table};
@@ -33,6 +34,7 @@ pub struct Outcome {
     compared: Compared,
     aborted: u64,
     refused: u64,
+    scaled: Scaled,
 }
 
 /// The clients' calls held against the ledger.
@@ -79,6 +81,7 @@ impl Outcome {
             compared: compare(seen, &booked),
             aborted: u64::try_from(count(|end| *end == SeenEnd::Aborted))?,
             refused: u64::try_from(count(|end| matches!(end, SeenEnd::Refused(_) | SeenEnd::Broken)))?,
+            scaled: Scaled::of(session, seen).await?,
             costs,
             pools: statements(session, Period::ALL).await?,
             bypassed,
@@ -89,7 +92,11 @@ impl Outcome {
     /// Whether the promises held.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.is_balanced() && self.is_allocated() && self.compared.lost == 0 && self.duplicates() == 0
+        self.is_balanced()
+            && self.is_allocated()
+            && self.compared.lost == 0
+            && self.duplicates() == 0
+            && self.scaled.is_good()
     }
 
     /// The books are closed, and the lines of each pool are its cost to the last unit.
@@ -142,6 +149,7 @@ impl Outcome {
             "tasks": self.tasks,
             "pools": self.pools,
             "bypassed": self.bypassed,
+            "scaling": self.scaled.document(),
             "engines": self.engines,
             "verification": self.verification,
             "data": data,
@@ -156,6 +164,7 @@ impl Outcome {
         text.push_str(&self.tasks_table().to_string());
         text.push_str("\npools: what their GPUs cost, and for what\n");
         text.push_str(&settlement::table(&self.pools).to_string());
+        text.push_str(&self.scaled.text());
         let _ = writeln!(
             text,
             "\na script sent {} with {} input and {} output tokens past the gateway; what of it is certain is unobserved",

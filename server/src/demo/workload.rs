@@ -248,6 +248,36 @@ pub fn plan(seed: u64, seconds: f64, tasks_per_second: f64) -> Vec<Task> {
     tasks
 }
 
+/// The wave of a deployment that is scaled: requests a second at its foot and at its crest.
+const WAVE_PER_S: (f64, f64) = (2.0, 16.0);
+
+const WAVE: Profile = Profile {
+    consumer: 0,
+    weight: 0,
+    kind: TaskKind::Batch,
+    feature: Some("autocomplete"),
+    models: &["model-d"],
+    surface: Surface::Chat,
+    calls: (1, 1),
+    words: (30, 60),
+    instruction_words: 40,
+    max_tokens: 32,
+};
+
+/// Plans tasks of one call each for the deployment that is scaled: few at first, many in the middle of `seconds`, few at the end.
+pub fn wave(seed: u64, seconds: f64) -> Vec<Task> {
+    let mut rng = StdRng::seed_from_u64(seed.wrapping_add(1));
+    let (foot, crest) = WAVE_PER_S;
+    let mut tasks = Vec::new();
+    let mut start_s = 0.0;
+    while start_s < seconds {
+        tasks.push(Task { id: format!("wave-{:05}", tasks.len()), ..task(&WAVE, tasks.len(), start_s, &mut rng) });
+        let height = (std::f64::consts::PI * start_s / seconds).sin().powi(2);
+        start_s += -(1.0 - rng.random::<f64>()).ln() / (foot + (crest - foot) * height);
+    }
+    tasks
+}
+
 fn draw_profile(rng: &mut StdRng) -> &'static Profile {
     let total: u32 = PROFILES.iter().map(|profile| profile.weight).sum();
     let mut left = rng.random_range(0..total);

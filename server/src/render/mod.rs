@@ -1,5 +1,7 @@
 //! Output for people and for programs: tables and amounts on one side, one JSON document on the other.
 
+pub mod chart;
+pub mod picture;
 mod table;
 
 use std::io::Write;

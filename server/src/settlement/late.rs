@@ -44,7 +44,7 @@ enum Identity {
 impl Late {
     /// Takes note of a fact that was appended a moment ago.
     pub fn note(&self, fact: &Fact) {
-        if matches!(fact, Fact::Opened(_) | Fact::Posting(_) | Fact::Gap(_) | Fact::Gpu(_)) {
+        if matches!(fact, Fact::Opened(_) | Fact::Posting(_) | Fact::Gap(_) | Fact::Gpu(_) | Fact::Decision(_)) {
             return;
         }
         let mut noted = self.lock();
@@ -95,7 +95,7 @@ impl Noted {
             Fact::Capacity(of) => self.grown(identity(fact)?, fact, of.period),
             Fact::Engine(of) => self.grown(identity(fact)?, fact, of.period),
             Fact::Job(of) => self.grown(identity(fact)?, fact, of.period),
-            Fact::Opened(_) | Fact::Posting(_) | Fact::Gap(_) | Fact::Gpu(_) => None,
+            Fact::Opened(_) | Fact::Posting(_) | Fact::Gap(_) | Fact::Gpu(_) | Fact::Decision(_) => None,
         }
     }
 

@@ -125,11 +125,13 @@ async fn watch(parts: Parts, scraper: Scraper, target: Target, every: Duration) 
                 } else {
                     parts.declared.silent(&name)
                 };
-                if parts.status.engine_failed(&name, &error.to_string(), now) {
+                let stopped = parts.declared.is_stopped(&name);
+                if parts.status.engine_failed(&name, &error.to_string(), now) && !stopped {
                     tracing::warn!("{error}");
                 }
                 // When a starting engine is ready decides what its start cost, so it is asked as often as ever.
-                failures = if starting { 0 } else { failures };
+                // And one whose replica is stopped may be started at any moment.
+                failures = if starting || stopped { 0 } else { failures };
             }
         }
         tokio::time::sleep(pause(every, failures)).await;

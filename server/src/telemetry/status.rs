@@ -130,6 +130,12 @@ impl Status {
         }
     }
 
+    /// What an engine last said of itself, whenever that was.
+    #[must_use]
+    pub fn reading(&self, name: &Label) -> Option<EngineReading> {
+        self.lock().engines.get(name)?.reading.clone()
+    }
+
     /// What is known of an engine's telemetry; its age is counted up to `now`.
     #[must_use]
     pub fn of_engine(&self, name: &str, now: Timestamp) -> Value {

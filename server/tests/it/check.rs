@@ -108,6 +108,8 @@ request_ms_max = 3600000
 on_client_abort = "drain"
 drain_ms_max = 60000
 drain_bytes_max = 16777216
+hold_ms_max = 120000
+hold_requests_max = 256
 anonymous = "never"
 [admin]
 listen = "127.0.0.1:4001"

@@ -32,7 +32,7 @@ fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
     assert_eq!(result["clients"]["tokens_differ"], 0, "{result}");
 
     let pools = result["pools"].as_array().unwrap();
-    assert_eq!(pools.len(), 2);
+    assert_eq!(pools.len(), 3);
     for pool in pools {
         let lines: Money = pool["lines"].as_object().unwrap().values().map(usd).sum();
         assert_eq!((lines, &pool["balanced"]), (usd(&pool["cost"]), &true.into()), "{pool}");
@@ -40,8 +40,9 @@ fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
             assert!(usd(&pool["lines"][line]) > Money::ZERO, "{line}: {pool}");
         }
     }
-    let [dedicated, shared] = [&pools[0], &pools[1]];
-    assert_eq!((&dedicated["pool"], &shared["pool"]), (&"dedicated".into(), &"shared".into()));
+    let [dedicated, elastic, shared] = [&pools[0], &pools[1], &pools[2]];
+    let names = [dedicated, elastic, shared].map(|pool| pool["pool"].as_str().unwrap());
+    assert_eq!(names, ["dedicated", "elastic", "shared"]);
     // The script calls an engine of the shared pool directly, the job runs on the dedicated one.
     assert!(result["bypassed"]["calls"].as_u64().unwrap() > 0, "{result}");
     // How much of it can be told apart from metered requests whose tokens are not exactly known depends on the run.
@@ -54,10 +55,18 @@ fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
     // What is kept for the peak and what lies above it; on a short run the requests themselves may reach the peak.
     assert!(usd(&shared["lines"]["headroom"]) + usd(&shared["lines"]["idle_reserved"]) > Money::ZERO, "{shared}");
 
+    // The scaler: nobody's request failed, and what the static plan costs is what ran and what was given back.
+    let scaled = &result["scaling"];
+    assert_eq!((&scaled["failed"], &scaled["acting"]), (&0.into(), &true.into()), "{scaled}");
+    assert!(scaled["calls"].as_u64().unwrap() > 0 && scaled["decisions"].as_u64().unwrap() > 5, "{scaled}");
+    assert_eq!(usd(&scaled["static_usd"]), usd(&scaled["actual_usd"]) + usd(&scaled["given_back_usd"]), "{scaled}");
+    assert!(usd(&scaled["given_back_usd"]) > Money::ZERO, "it began with one replica of four: {scaled}");
+
     // What the demo said is what the ledger says.
     let report = books.json(&["report", "--by", "pool"]);
     assert_eq!(report["total"]["requests"], result["requests"]);
     assert_eq!(report["request_cost"], result["charged_usd"]);
+    assert_eq!(report["gpus_given_back"], scaled["given_back"]);
     assert_eq!(books.json(&["verify"])["clean"], true);
     let settled = books.json(&["settle"]);
     assert_eq!((&settled["postings"], &settled["balanced"]), (&0.into(), &true.into()), "{settled}");

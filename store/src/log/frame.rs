@@ -30,7 +30,8 @@ pub const HEADER_BYTES: usize = 24;
 pub const FRAME_HEADER_BYTES: usize = 16;
 /// The largest payload that a reader believes. Writers are held to less by their options.
 pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// The version of the format: frames as described here, payloads as postcard of [`Fact`].
+/// The version of the format: frames as described here, payloads as postcard of [`Fact`]. A new kind of fact at the end of that
+/// enumeration leaves every older log readable and is no new version; any other change of a fact's fields is one.
 pub const VERSION: u32 = 2;
 const MAGIC: [u8; 8] = *b"FARTHLOG";
 

@@ -428,6 +428,7 @@ fn time_of(fact: &Fact) -> Timestamp {
         Fact::Span(span) => span.observed_at,
         Fact::Job(job) => job.observed_at,
         Fact::Gpu(gpu) => gpu.at,
+        Fact::Decision(decision) => decision.at,
     }
 }
 

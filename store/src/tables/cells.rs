@@ -12,7 +12,8 @@ use arrow::array::{
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Decimal128Type, Int64Type, TimeUnit, TimestampMicrosecondType};
 use ledger::{
-    Adapter, EngineSetup, GpuHourRate, JobSource, KeyId, Label, Operation, PurchaseOption, Timestamp, UsageQuality,
+    Adapter, EngineSetup, GpuHourRate, JobSource, KeyId, Label, Operation, PurchaseOption, ScalingMode, Timestamp,
+    UsageQuality,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -337,6 +338,7 @@ macro_rules! named {
 named! {
     JobSource: JobSource::ALL,
     Operation: Operation::ALL,
+    ScalingMode: ScalingMode::ALL,
     UsageQuality: [UsageQuality::Reported, UsageQuality::Estimated, UsageQuality::Missing],
     PurchaseOption: [PurchaseOption::OnDemand, PurchaseOption::Reserved, PurchaseOption::Spot, PurchaseOption::Owned],
 }
@@ -361,7 +363,7 @@ macro_rules! json {
     )*};
 }
 
-json!(EngineSetup, Vec<Adapter>, BTreeMap<Label, Label>);
+json!(EngineSetup, Vec<Adapter>, Vec<String>, Vec<Label>, BTreeMap<Label, Label>);
 
 fn to_json<T: Serialize + Default + PartialEq>(part: &T) -> Value {
     if *part == T::default() {

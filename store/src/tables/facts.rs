@@ -3,8 +3,8 @@
 use arrow::array::{ArrayRef, Date32Array, RecordBatch};
 use arrow::datatypes::{DataType, Field};
 use ledger::{
-    CallSpan, CapacityFact, Context, EngineFact, EngineReading, EngineStep, Fact, Gap, GpuReading, JobFact, Timestamp,
-    TokenKind,
+    CallSpan, CapacityFact, Context, EngineFact, EngineReading, EngineStep, Fact, Gap, GpuReading, JobFact,
+    ScalingDecision, Timestamp, TokenKind,
 };
 
 use crate::error::StoreError;
@@ -26,6 +26,7 @@ pub(crate) const fn table_of(fact: &Fact) -> Option<TableName> {
         Fact::Span(_) => TableName::Spans,
         Fact::Job(_) => TableName::Jobs,
         Fact::Gpu(_) => TableName::Gpus,
+        Fact::Decision(_) => TableName::Decisions,
     })
 }
 
@@ -41,6 +42,7 @@ fn blank(table: TableName) -> Option<Fact> {
         TableName::Spans => Fact::Span(Box::default()),
         TableName::Jobs => Fact::Job(Box::default()),
         TableName::Gpus => Fact::Gpu(Box::default()),
+        TableName::Decisions => Fact::Decision(Box::default()),
     })
 }
 
@@ -55,6 +57,7 @@ fn row_of(fact: &mut Fact) -> Option<&mut dyn Row> {
         Fact::Span(row) => row.as_mut(),
         Fact::Job(row) => row.as_mut(),
         Fact::Gpu(row) => row.as_mut(),
+        Fact::Decision(row) => row.as_mut(),
     })
 }
 
@@ -148,6 +151,8 @@ readers! {
     jobs_of: Job(JobFact) in Jobs, unboxed;
     /// Reads rows of `gpus`.
     gpus_of: Gpu(GpuReading) in Gpus, unboxed;
+    /// Reads rows of `decisions`.
+    decisions_of: Decision(ScalingDecision) in Decisions, unboxed;
 }
 
 /// The columns of who caused something. `trace` and `span` are the names of the last two where a row has such columns of its own.
@@ -348,5 +353,42 @@ impl Row for GpuReading {
         visit("memory_total_bytes", &mut self.memory_total_bytes)?;
         visit("power_mw", &mut self.power_mw)?;
         visit("energy_mj", &mut self.energy_mj)
+    }
+}
+
+impl Row for ScalingDecision {
+    fn at(&self) -> Timestamp {
+        self.at
+    }
+
+    fn cells(&mut self, visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        visit("pool", &mut self.pool)?;
+        visit("deployment", &mut self.deployment)?;
+        visit("decided_at", &mut self.at)?;
+        visit("mode", &mut self.mode)?;
+        visit("policy", &mut self.policy)?;
+        visit("ready", &mut self.ready)?;
+        visit("pending", &mut self.pending)?;
+        visit("wanted", &mut self.wanted)?;
+        visit("desired", &mut self.desired)?;
+        visit("told", &mut self.told)?;
+        visit("static_replicas", &mut self.static_replicas)?;
+        visit("committed_replicas", &mut self.committed)?;
+        visit("gpus", &mut self.gpus)?;
+        visit("usd_per_gpu_hour", &mut self.rate)?;
+        visit("reasons", &mut self.reasons)?;
+        visit("guards", &mut self.guards)?;
+        visit("running", &mut self.inputs.running)?;
+        visit("waiting", &mut self.inputs.waiting)?;
+        visit("kv_used_millionths", &mut self.inputs.kv_used)?;
+        visit("load_thousandths", &mut self.inputs.load_milli)?;
+        visit("forecast_thousandths", &mut self.inputs.forecast_milli)?;
+        visit("arrivals_per_s_thousandths", &mut self.inputs.arrivals_milli)?;
+        visit("input_tokens_per_s", &mut self.inputs.input_tokens_per_s)?;
+        visit("output_tokens_per_s", &mut self.inputs.output_tokens_per_s)?;
+        visit("ttft_us", &mut self.inputs.ttft_us)?;
+        visit("tpot_us", &mut self.inputs.tpot_us)?;
+        visit("stale_us", &mut self.inputs.stale_us)?;
+        visit("failure", &mut self.failure)
     }
 }

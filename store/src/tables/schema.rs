@@ -33,6 +33,8 @@ pub enum TableName {
     Jobs,
     /// One row per reading of a GPU.
     Gpus,
+    /// One row per decision of a scaler.
+    Decisions,
 }
 
 /// How many tables there are.
@@ -43,7 +45,7 @@ pub(crate) type PerTable<T> = [T; TABLES];
 
 impl TableName {
     /// Every table, in the order of their commits.
-    pub const ALL: [TableName; 10] = [
+    pub const ALL: [TableName; 11] = [
         TableName::Attempts,
         TableName::Postings,
         TableName::Capacity,
@@ -54,6 +56,7 @@ impl TableName {
         TableName::Spans,
         TableName::Jobs,
         TableName::Gpus,
+        TableName::Decisions,
     ];
 
     /// The name in SQL and of the folder.
@@ -70,6 +73,7 @@ impl TableName {
             TableName::Spans => "spans",
             TableName::Jobs => "jobs",
             TableName::Gpus => "gpus",
+            TableName::Decisions => "decisions",
         }
     }
 
@@ -93,6 +97,7 @@ impl TableName {
             TableName::Steps => "engine,started_at",
             TableName::Gaps | TableName::Spans => "period_start",
             TableName::Gpus => "uuid,read_at",
+            TableName::Decisions => "deployment,decided_at",
         }
     }
 
@@ -103,6 +108,7 @@ impl TableName {
             TableName::Attempts => "received_at",
             TableName::Readings | TableName::Gpus => "read_at",
             TableName::Steps => "started_at",
+            TableName::Decisions => "decided_at",
             _ => "period_start",
         }
     }

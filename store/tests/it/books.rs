@@ -16,7 +16,7 @@ async fn replay_equals_tables() {
 
     let flushed = store.flush(at(1)).await.unwrap();
     assert_eq!((flushed.attempts, flushed.postings, flushed.capacity, flushed.gaps), (200, 168, 3, 1));
-    assert_eq!(flushed.telemetry, 24);
+    assert_eq!(flushed.telemetry, 28);
     assert_eq!(books(&store).await, in_log);
     assert_clean(&store).await;
     drop(store);

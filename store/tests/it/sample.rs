@@ -167,6 +167,7 @@ pub async fn books(store: &Store) -> Vec<String> {
     rows.extend(all(&session, "spans", store::spans_of).await);
     rows.extend(all(&session, "jobs", store::jobs_of).await);
     rows.extend(all(&session, "gpus", store::gpus_of).await);
+    rows.extend(all(&session, "decisions", store::decisions_of).await);
     rows.sort();
     rows
 }
@@ -215,6 +216,9 @@ pub fn expected_books(facts: &[Fact]) -> Vec<String> {
                 rows.insert(format!("{row:?}"));
             }
             Fact::Gpu(row) => {
+                rows.insert(format!("{row:?}"));
+            }
+            Fact::Decision(row) => {
                 rows.insert(format!("{row:?}"));
             }
         }

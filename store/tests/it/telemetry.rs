@@ -6,8 +6,8 @@ use ledger::gpu::GpuSheet;
 use ledger::step::ModelShape;
 use ledger::{
     Adapter, Basis, CallSpan, Context, Costs, EngineFact, EngineReading, EngineSetup, EngineStep, Fact, GpuReading,
-    JobFact, JobSource, Line, Money, Operation, Origin, Period, Posting, PostingId, Terms, Tier, TokenUsage,
-    UsageQuality,
+    JobFact, JobSource, Line, Money, Operation, Origin, Period, Posting, PostingId, ScalingDecision, ScalingInputs,
+    ScalingMode, Terms, Tier, TokenUsage, UsageQuality,
 };
 use store::{Begun, ImportId, StoreError};
 
@@ -127,8 +127,51 @@ pub fn facts(number: u32) -> Vec<Fact> {
             })),
         ],
     });
+    facts.push(Fact::Decision(Box::new(decision(number, full, start))));
     facts.extend((0..2).map(|part| posting(number, part, period)));
     facts
+}
+
+fn decision(number: u32, full: bool, at: ledger::Timestamp) -> ScalingDecision {
+    let least = ScalingDecision {
+        pool: "shared".into(),
+        deployment: "chat".into(),
+        at,
+        mode: ScalingMode::ALL[usize::try_from(number % 3).unwrap()],
+        policy: "hpa".into(),
+        ..ScalingDecision::default()
+    };
+    if !full {
+        return least;
+    }
+    ScalingDecision {
+        ready: 3,
+        pending: 1,
+        wanted: 5,
+        desired: 4,
+        told: Some(4),
+        static_replicas: 8,
+        committed: 2,
+        gpus: 2,
+        rate: "2.50".parse().unwrap(),
+        reasons: vec!["load 3.2 of \"4\"".into(), "ä".into()],
+        guards: vec!["rate-cap".into(), "floor".into()],
+        inputs: ScalingInputs {
+            running: Some(12),
+            waiting: Some(0),
+            kv_used: Some(512_000),
+            load_milli: Some(3_200),
+            forecast_milli: Some(3_900),
+            arrivals_milli: Some(7_500),
+            input_tokens_per_s: Some(9_000),
+            output_tokens_per_s: Some(1_500),
+            ttft_us: Some(450_000),
+            tpot_us: Some(31_000),
+            stale_us: Some(2_000_000),
+        },
+        failure: Some("the webhook answered 503".into()),
+        ..least
+    }
 }
 
 fn setup() -> EngineSetup {
@@ -182,13 +225,13 @@ fn posting(number: u32, part: u8, period: Period) -> Fact {
 async fn every_fact_comes_out_as_it_went_in_from_log_tables_and_import() {
     let facts: Vec<Fact> = (0..4).flat_map(facts).collect();
     let expected = expected_books(&facts);
-    assert_eq!(expected.len(), 32);
+    assert_eq!(expected.len(), 36);
     let dir = tempfile::tempdir().unwrap();
     let (store, _) = open(dir.path()).await;
     store.append_all(&facts).unwrap();
     assert_eq!(books(&store).await, expected, "from the log");
     let flushed = store.flush(at(1)).await.unwrap();
-    assert_eq!((flushed.telemetry, flushed.postings), (24, 8));
+    assert_eq!((flushed.telemetry, flushed.postings), (28, 8));
     assert_eq!(books(&store).await, expected, "from the tables");
     store.compact(at(2)).await.unwrap();
     drop(store);
@@ -206,7 +249,7 @@ async fn every_fact_comes_out_as_it_went_in_from_log_tables_and_import() {
     import.push(facts.clone()).await.unwrap();
     import.push(facts).await.unwrap();
     let summary = import.commit(at(2)).await.unwrap();
-    assert_eq!((summary.telemetry, summary.postings, summary.skipped), (24, 8, 32));
+    assert_eq!((summary.telemetry, summary.postings, summary.skipped), (28, 8, 36));
     assert_eq!(books(&store).await, expected, "from an import");
     assert_clean(&store).await;
 }
@@ -284,4 +327,21 @@ async fn a_ledger_of_an_earlier_format_is_refused_and_left_alone() {
     let read = store::Store::open_read_only(dir.path(), store::Options::default()).await;
     assert!(matches!(read, Err(StoreError::Format { .. })));
     assert_eq!(std::fs::read(&segment).unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn decisions_are_a_table_that_sql_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = open(dir.path()).await;
+    let decisions =
+        (0..6).map(|number| Fact::Decision(Box::new(decision(number, number != 5, at(60 * i64::from(number))))));
+    store.append_all(&decisions.collect::<Vec<_>>()).unwrap();
+    for place in ["the log", "the table"] {
+        assert_eq!(count(&store, "SELECT count(*) FROM decisions WHERE mode = 'act'").await, 2, "{place}");
+        assert_eq!(count(&store, "SELECT sum(told) FROM decisions WHERE deployment = 'chat'").await, 20, "{place}");
+        assert_eq!(count(&store, "SELECT count(*) FROM decisions WHERE guards LIKE '%rate-cap%'").await, 5, "{place}");
+        // What was not known is no zero.
+        assert_eq!(count(&store, "SELECT count(*) FROM decisions WHERE waiting = 0").await, 5, "{place}");
+        store.flush(at(1_000)).await.unwrap();
+    }
 }

@@ -1,10 +1,16 @@
 //! The command line: what can be asked of the binary, and nothing about how it is done.
 
+mod commit;
+mod simulate;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ledger::allocate::policy::Method;
 use ledger::{GpuHourRate, Timestamp};
+
+pub use commit::{Commit, Scaler};
+pub use simulate::{Fault, Policies, Simulate, SimulateFleet, SimulateOne, Workload};
 
 /// Where help lists what every command takes.
 const EVERY: &str = "Options of every command";
@@ -67,6 +73,10 @@ pub enum Command {
         /// The request's id, as in the `x-farthing-request-id` header.
         request_id: String,
     },
+    /// Play a trace, or the ledger's own history, against scaling policies: what they cost and what they miss.
+    Simulate(Box<Simulate>),
+    /// How many GPUs to commit to: level, coverage, regret, and what interruptible ones would break.
+    Commit(Box<Commit>),
     /// SQL over the ledger. Reads only.
     Sql(Sql),
     /// Prove that the books balance: closure, duplicates, gaps, checksums.

@@ -1,0 +1,100 @@
+//! Policies on the recorded week of 2024 (public traces of Azure's inference services, requests in bins of ten seconds), in the fluid
+//! mode: three days to learn from, four to be judged by, five minutes to start a replica, forty replicas at the judged peak.
+
+use std::path::{Path, PathBuf};
+
+use fleet::scale::{Bounds, Policy};
+use fleet::sim::compare::{self, Row};
+use fleet::sim::demand::Demand;
+use fleet::sim::plan::Plan;
+use fleet::sim::search::{self, Goal};
+use ledger::Timestamp;
+
+const DAY_S: f64 = 86_400.0;
+/// Judged from the fourth day on.
+const JUDGE_FROM_S: f64 = 3.0 * DAY_S;
+/// Replicas at the peak of the judged days.
+const PEAK: f64 = 40.0;
+/// The first day of each trace, midnight UTC: Friday, 10 May, and Sunday, 12 May 2024.
+const WEEKS: [(&str, i64); 2] = [("code", 1_715_299_200), ("conv", 1_715_472_000)];
+
+fn week(kind: &str, start_s: i64) -> Option<Demand> {
+    let folder = std::env::var_os("FARTHING_DATA")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data"), PathBuf::from);
+    let path = folder.join(format!("traces/azure_llm_2024_{kind}_10s.csv"));
+    let text = std::fs::read_to_string(path).ok()?;
+    let counts = text.lines().skip(1).filter_map(|line| line.split(',').nth(1)?.trim().parse::<u32>().ok());
+    // The last bin stands alone at the midnight after the week.
+    let requests: Vec<u32> = counts.take(7 * 8640).collect();
+    let judged = requests.chunks(6).skip(3 * 1440).map(|minute| minute.iter().sum::<u32>());
+    let one = f64::from(judged.max()?) / PEAK;
+    #[expect(clippy::cast_possible_truncation, reason = "loads need no more digits")]
+    let load = requests.iter().map(|&requests| (f64::from(requests) * 6.0 / one) as f32).collect();
+    Some(Demand::from_load(Timestamp::from_micros(start_s * 1_000_000), 10.0, load, requests))
+}
+
+fn plan(judge_from_s: f64) -> Plan {
+    let bounds = Bounds {
+        floor: 1,
+        ceiling: 100,
+        committed: 0,
+        static_replicas: 40,
+        cold_start_s: 300.0,
+        batch_at_capacity: 64.0,
+        requests_per_s_at_capacity: 2.0,
+        input_tokens_per_s_at_capacity: 2000.0,
+        output_tokens_per_s_at_capacity: 400.0,
+    };
+    Plan { judge_from_s, drain_s: 0.0, ..Plan::new(Policy::default(), bounds) }
+}
+
+fn weeks() -> Option<Vec<Demand>> {
+    let weeks: Option<Vec<Demand>> = WEEKS.iter().map(|&(kind, start_s)| week(kind, start_s)).collect();
+    if weeks.is_none() {
+        eprintln!("skipped: the traces of 2024 are not here");
+    }
+    weeks
+}
+
+fn rows(demand: &Demand, policies: &[Policy]) -> Vec<Row> {
+    let plan = plan(JUDGE_FROM_S);
+    compare::compare(policies, &compare::fluid(&plan, demand), 2, &|_, _| {}).unwrap()
+}
+
+fn print(kind: &str, rows: &[Row]) {
+    for row in rows {
+        let percent = |part: Option<f64>| part.map_or_else(|| "-".to_owned(), |part| format!("{:.1} %", 100.0 * part));
+        eprintln!(
+            "{kind:5} {:60} {:8.0} GPU-hours, {} of static, {} of hpa, {} over oracle, {:.3} % in overload, {:.1} turns/h (most {})",
+            row.policy.to_string(),
+            row.outcome.gpu_hours,
+            percent(Some(row.saved_static)),
+            percent(row.saved_hpa),
+            percent(row.over_oracle),
+            100.0 * row.outcome.overload.share,
+            row.direction_changes_per_hour,
+            row.outcome.direction_changes_per_hour_max,
+        );
+    }
+}
+
+/// Both weeks' first three days decide together, as one default has to serve both; the first day is only there to be learnt from.
+fn tuned(policy: &str, weeks: &[Demand]) -> Policy {
+    let learn: Vec<Demand> = weeks.iter().map(|week| search::first(week, JUDGE_FROM_S)).collect();
+    let plan = plan(DAY_S);
+    let plays: Vec<_> = learn.iter().map(|week| compare::fluid(&plan, week)).collect();
+    let plays: Vec<&compare::Play> = plays.iter().map(|play| play as &compare::Play).collect();
+    search::search(&policy.parse().unwrap(), &plays, &Goal::default(), 2, &|_, _| {}).unwrap().policy
+}
+
+#[test]
+fn the_default_policy_on_the_week_of_2024() {
+    let Some(weeks) = weeks() else { return };
+    let hpa = tuned("hpa", &weeks);
+    let mut policies = vec![hpa, Policy::default()];
+    policies.extend(Policy::NAMES.iter().filter(|name| **name != "schedule").filter_map(|name| name.parse().ok()));
+    for ((kind, _), week) in WEEKS.iter().zip(&weeks) {
+        let rows = rows(week, &policies);
+        print(kind, &rows);
+    }
+}
