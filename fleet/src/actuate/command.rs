@@ -1,15 +1,22 @@
 //! Programs of somebody's own: one is told how many replicas there should be, another says how many there are.
 
+use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::process::Stdio;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{Actual, ActuateError, webhook};
+use super::{Actual, ActuateError, group, webhook};
 
 /// Most of a program's words that are repeated in an error.
 const REPEATED_BYTES_MAX: usize = 200;
+/// Most of them that is kept at all.
+const PRINTED_BYTES_MAX: usize = 65_536;
+/// Wait for the last words of a program that has ended.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// The programs. Neither goes through a shell.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -53,21 +60,54 @@ impl Command {
 
     async fn run(&self, folder: &Path, words: &[String], said: &[(&str, &str)]) -> Result<Vec<u8>, ActuateError> {
         let what = words.first().cloned().unwrap_or_default();
+        let failed = |error: io::Error| ActuateError::Unreachable { what: what.clone(), cause: error.to_string() };
         let mut command = tokio::process::Command::new(&what);
         command.args(words.get(1..).unwrap_or_default()).envs(said.iter().copied()).current_dir(folder);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+        let mut child = command.spawn().map_err(failed)?;
+        // Whether time runs out or nobody waits any more, it goes with everything that it started.
+        let hold = group::Hold::on(child.id());
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let (mut printed, mut complained) = (Vec::new(), Vec::new());
         let patience = Duration::from_millis(self.ms_max);
-        let ended = tokio::time::timeout(patience, command.output()).await;
+        let ended = {
+            let mut listening =
+                pin!(async { tokio::join!(listen(stdout, &mut printed), listen(stderr, &mut complained)) });
+            tokio::time::timeout(patience, async {
+                tokio::select! {
+                    ended = child.wait() => {
+                        // Something that it left behind may keep these open for ever.
+                        let _ = tokio::time::timeout(LAST_WORDS, listening).await;
+                        ended
+                    }
+                    _ = &mut listening => child.wait().await,
+                }
+            })
+            .await
+        };
         let ended = ended.map_err(|_| ActuateError::TimedOut { what: what.clone(), after: patience })?;
-        let ended =
-            ended.map_err(|error| ActuateError::Unreachable { what: what.clone(), cause: error.to_string() })?;
-        if ended.status.success() {
-            return Ok(ended.stdout);
+        hold.let_go();
+        let ended = ended.map_err(failed)?;
+        tracing::debug!(what, status = %ended, printed = %start_of(&printed), complained = %start_of(&complained), "ran");
+        if ended.success() {
+            return Ok(printed);
         }
-        let words = ended.stderr.get(..REPEATED_BYTES_MAX).unwrap_or(&ended.stderr);
-        let cause = format!("{}: {}", ended.status, String::from_utf8_lossy(words).trim());
-        Err(ActuateError::Refused { what, cause })
+        Err(ActuateError::Refused { cause: format!("{ended}: {}", start_of(&complained)), what })
     }
+}
+
+/// Reads to the end and keeps the beginning, so that nobody who says much has to wait for a reader.
+async fn listen(from: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+    let Some(mut from) = from else { return };
+    let mut chunk = [0; 4_096];
+    while let Ok(read @ 1..) = from.read(&mut chunk).await {
+        let room = PRINTED_BYTES_MAX.saturating_sub(into.len());
+        into.extend_from_slice(&chunk[..read.min(room)]);
+    }
+}
+
+fn start_of(words: &[u8]) -> String {
+    String::from_utf8_lossy(words.get(..REPEATED_BYTES_MAX).unwrap_or(words)).trim().to_owned()
 }
 
 #[cfg(test)]
@@ -99,8 +139,25 @@ mod tests {
         let mut slow = of("sleep 20");
         slow.ms_max = 50;
         assert!(matches!(slow.tell(folder.path(), 1, "k").await, Err(ActuateError::TimedOut { .. })));
+        let mut parent = of("sleep 30 & echo $! > child; wait");
+        parent.ms_max = 300;
+        assert!(matches!(parent.tell(folder.path(), 1, "k").await, Err(ActuateError::TimedOut { .. })));
+        let child: u32 = std::fs::read_to_string(folder.path().join("child")).unwrap().trim().parse().unwrap();
+        let begun = tokio::time::Instant::now();
+        while group::Mark::of(child).is_some() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "what it started outlived it");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         let missing = Command { tell: vec!["/no/such/program".into()], ..of("") };
         assert!(matches!(missing.tell(folder.path(), 1, "k").await, Err(ActuateError::Unreachable { .. })));
         assert!(Command { tell: Vec::new(), ..of("") }.check().is_err());
+    }
+
+    #[tokio::test]
+    async fn words_are_bounded_and_leftovers_are_not_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let loud = of("yes | head -c 1000000; sleep 20 & exit 0");
+        let printed = loud.run(folder.path(), &loud.tell, &[]).await.unwrap();
+        assert_eq!(printed.len(), PRINTED_BYTES_MAX);
     }
 }

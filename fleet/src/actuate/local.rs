@@ -1,6 +1,7 @@
 //! Engine processes on this host: started, stopped, or put to sleep and woken.
 //!
-//! Each runs in a process group of its own, because engines have children that keep memory and ports. They end with this program.
+//! Each runs in a process group of its own, because engines have children that keep memory and ports. They end with this program,
+//! unless it is killed: then they go on serving, and whoever starts next with the same configuration takes them over.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -16,6 +17,8 @@ use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::group::{Mark, lives, signal};
+use super::http::Said;
 use super::{Actual, ActuateError, CALL_MAX, http};
 
 /// A health check that takes longer is a no.
@@ -25,6 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Wait before a process that ended by itself is started again: doubled each time, up to a minute.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// Longest log of one engine; what was in it before is kept once.
+const LOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Processes, in the order in which they start.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -38,10 +43,17 @@ pub struct Local {
     /// Milliseconds that one may take to end after it was asked to; then it is killed.
     #[serde(default = "twenty_seconds")]
     pub stop_ms_max: u64,
+    /// Milliseconds that one may take until it serves; then it is stopped and started again.
+    #[serde(default = "half_an_hour")]
+    pub start_ms_max: u64,
 }
 
 const fn twenty_seconds() -> u64 {
     20_000
+}
+
+const fn half_an_hour() -> u64 {
+    1_800_000
 }
 
 /// One engine.
@@ -108,24 +120,60 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    wanted: u32,
+    /// `None` until somebody said it.
+    told: Option<u32>,
     slots: Vec<Slot>,
 }
 
 /// What runs for one replica.
 #[derive(Debug, Default)]
 struct Slot {
-    child: Option<Child>,
-    asleep: bool,
+    running: Option<Running>,
+    /// `None` of one that was taken over and not asked yet.
+    asleep: Option<bool>,
+    /// When it was started, until it serves.
+    starting: Option<Instant>,
     /// Not before this is it started again, and how often it ended by itself in a row.
     again_at: Option<Instant>,
     ended: u32,
 }
 
+#[derive(Debug)]
+enum Running {
+    /// Started by us.
+    Child(Child),
+    /// Started by this program in an earlier life.
+    Adopted(Mark),
+}
+
+impl Running {
+    fn has_ended(&mut self) -> bool {
+        match self {
+            Running::Child(child) => !matches!(child.try_wait(), Ok(None)),
+            Running::Adopted(mark) => !mark.runs(),
+        }
+    }
+
+    /// Its group; `None` of one that has ended.
+    fn group(&self) -> Option<u32> {
+        match self {
+            Running::Child(child) => child.id(),
+            Running::Adopted(mark) => mark.runs().then_some(mark.pid),
+        }
+    }
+}
+
+impl Slot {
+    fn runs(&mut self) -> bool {
+        self.running.as_mut().is_some_and(|running| !running.has_ended())
+    }
+}
+
 impl Processes {
+    /// Nothing is started. What an earlier life of this program left running is taken over.
     pub fn new(spec: Local, folder: &Path) -> Processes {
-        let slots = spec.process.iter().map(|_| Slot::default()).collect();
-        let state = Mutex::new(State { wanted: 0, slots });
+        let slots = spec.process.iter().map(|process| adopted(folder, process)).collect();
+        let state = Mutex::new(State { told: None, slots });
         Processes { shared: Arc::new(Shared { spec, folder: folder.to_owned(), state }) }
     }
 
@@ -134,10 +182,13 @@ impl Processes {
         let wanted = {
             let mut state = self.shared.state.lock().await;
             self.shared.revive(&mut state);
-            state.wanted
+            self.shared.wanted(&mut state).await
         };
+        self.shared.bound_logs();
         let processes = self.shared.spec.process.iter().take(index(wanted));
-        let ready = join_all(processes.map(serves)).await.into_iter().filter(|&serves| serves).count();
+        let serve = join_all(processes.map(serves)).await;
+        let ready = serve.iter().filter(|&&serves| serves).count();
+        self.shared.mind_starts(&serve).await;
         Actual { replicas: wanted, ready: u32::try_from(ready).ok(), pending: Vec::new() }
     }
 
@@ -160,7 +211,7 @@ impl Processes {
 impl Shared {
     async fn follow(&self, replicas: u32) -> Result<(), ActuateError> {
         let mut state = self.state.lock().await;
-        state.wanted = replicas;
+        state.told = Some(replicas);
         let (wanted, rest) = state.slots.split_at_mut(index(replicas));
         let mut outcome = Ok(());
         for (slot, process) in wanted.iter_mut().zip(&self.spec.process) {
@@ -175,15 +226,50 @@ impl Shared {
 
     async fn begin(&self, slot: &mut Slot, process: &Process) -> Result<(), ActuateError> {
         (slot.again_at, slot.ended) = (None, 0);
-        if slot.child.as_mut().is_none_or(has_ended) {
+        if !slot.runs() {
             return self.start(slot, process);
         }
-        if slot.asleep {
+        if self.asleep(slot, process).await {
             let url = format!("{}/wake_up", process.url);
-            http::call(Method::POST, &url, None, None, CALL_MAX).await?;
-            slot.asleep = false;
+            http::call(Method::POST, &url, Said::default(), CALL_MAX).await?;
+            slot.asleep = Some(false);
         }
         Ok(())
+    }
+
+    /// Whether it sleeps. One that was taken over is asked; one that does not answer that is awake.
+    async fn asleep(&self, slot: &mut Slot, process: &Process) -> bool {
+        if let Some(asleep) = slot.asleep {
+            return asleep;
+        }
+        #[derive(Deserialize)]
+        struct Sleeping {
+            is_sleeping: bool,
+        }
+        let mut asleep = false;
+        if self.spec.idle == Idle::Sleep {
+            let url = format!("{}/is_sleeping", process.url);
+            let answer = http::call(Method::GET, &url, Said::default(), HEALTH_MAX).await;
+            let said = answer.ok().and_then(|answer| serde_json::from_slice::<Sleeping>(&answer).ok());
+            asleep = said.is_some_and(|said| said.is_sleeping);
+        }
+        slot.asleep = Some(asleep);
+        asleep
+    }
+
+    /// What was told; before that, how many of the first were taken over awake.
+    async fn wanted(&self, state: &mut State) -> u32 {
+        if let Some(told) = state.told {
+            return told;
+        }
+        let mut wanted = 0;
+        for (slot, process) in state.slots.iter_mut().zip(&self.spec.process) {
+            if !slot.runs() || self.asleep(slot, process).await {
+                break;
+            }
+            wanted += 1;
+        }
+        wanted
     }
 
     fn start(&self, slot: &mut Slot, process: &Process) -> Result<(), ActuateError> {
@@ -194,50 +280,103 @@ impl Shared {
         command.current_dir(&self.folder).process_group(0);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         if let Some(log) = &process.log {
+            // Appending, so that it can be cut while the engine writes.
             let log = OpenOptions::new().create(true).append(true).open(self.folder.join(log)).map_err(failed)?;
             command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         }
-        slot.child = Some(command.spawn().map_err(failed)?);
-        slot.asleep = false;
+        let child = command.spawn().map_err(failed)?;
+        self.remember(process, child.id().and_then(Mark::of));
+        slot.running = Some(Running::Child(child));
+        (slot.asleep, slot.starting) = (Some(false), Some(Instant::now()));
         Ok(())
     }
 
     async fn end(&self, slot: &mut Slot, process: &Process) {
         (slot.again_at, slot.ended) = (None, 0);
-        let Some(child) = &mut slot.child else { return };
-        if self.spec.idle == Idle::Sleep && !has_ended(child) {
+        if self.spec.idle == Idle::Sleep && slot.runs() {
+            if self.asleep(slot, process).await {
+                return;
+            }
             let url = format!("{}/sleep?level=1", process.url);
-            match http::call(Method::POST, &url, None, None, CALL_MAX).await {
+            match http::call(Method::POST, &url, Said::default(), CALL_MAX).await {
                 Ok(_) => {
-                    slot.asleep = true;
+                    slot.asleep = Some(true);
                     return;
                 }
                 Err(error) => tracing::warn!(%error, "it does not sleep; it is stopped"),
             }
         }
-        let group = child.id();
+        self.stop(slot, process).await;
+    }
+
+    async fn stop(&self, slot: &mut Slot, process: &Process) {
+        slot.starting = None;
+        let Some(mut running) = slot.running.take() else { return };
+        let group = running.group();
         if let Some(group) = group {
             signal("TERM", group);
         }
         let until = Instant::now() + Duration::from_millis(self.spec.stop_ms_max);
         // The group outlives its leader by a moment, and the next start needs what it holds.
-        while !has_ended(child) || group.is_some_and(lives) {
+        while !running.has_ended() || group.is_some_and(lives) {
             if Instant::now() >= until {
                 tracing::warn!(url = process.url, "it did not end in time; it is killed");
                 group.into_iter().for_each(|group| signal("KILL", group));
-                let _ = child.kill().await;
+                if let Running::Child(child) = &mut running {
+                    let _ = child.kill().await;
+                }
                 break;
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        slot.child = None;
+        self.remember(process, None);
+    }
+
+    /// Stops what has been starting for too long; it is started again like all that ended by itself.
+    async fn mind_starts(&self, serve: &[bool]) {
+        let mut state = self.state.lock().await;
+        let patience = Duration::from_millis(self.spec.start_ms_max);
+        for ((slot, process), serves) in state.slots.iter_mut().zip(&self.spec.process).zip(serve) {
+            if *serves {
+                (slot.starting, slot.ended) = (None, 0);
+            } else if slot.starting.is_some_and(|since| since.elapsed() > patience) {
+                tracing::warn!(url = process.url, "it did not serve within start_ms_max; it is started again");
+                self.stop(slot, process).await;
+            }
+        }
+    }
+
+    /// Writes down which process is this replica, for a later life of this program, or that there is none.
+    fn remember(&self, process: &Process, mark: Option<Mark>) {
+        let path = mark_of(&self.folder, process);
+        let written = match mark.and_then(|mark| serde_json::to_vec(&mark).ok()) {
+            Some(mark) => std::fs::write(&path, mark),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        if let Err(error) = written {
+            tracing::warn!(%error, path = %path.display(), "after a crash this engine would not be found again");
+        }
+    }
+
+    fn bound_logs(&self) {
+        let logs = self.spec.process.iter().filter_map(|process| process.log.as_ref());
+        for log in logs.map(|log| self.folder.join(log)) {
+            if let Err(error) = bound(&log, LOG_BYTES_MAX)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                tracing::warn!(%error, log = %log.display(), "this log grows");
+            }
+        }
     }
 
     /// Starts again what is wanted and ended by itself, after a pause.
     fn revive(&self, state: &mut State) {
-        let wanted = index(state.wanted);
+        let wanted = index(state.told.unwrap_or(0));
         for (slot, process) in state.slots.iter_mut().zip(&self.spec.process).take(wanted) {
-            if !slot.child.as_mut().is_none_or(has_ended) {
+            if slot.runs() {
                 continue;
             }
             let now = Instant::now();
@@ -260,44 +399,47 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        for slot in &self.state.get_mut().slots {
-            if let Some(group) = slot.child.as_ref().and_then(Child::id) {
+        let groups: Vec<_> = self.state.get_mut().slots.iter().map(|slot| slot.running.as_ref()?.group()).collect();
+        for (group, process) in groups.into_iter().zip(&self.spec.process) {
+            if let Some(group) = group {
                 signal("TERM", group);
+                self.remember(process, None);
             }
         }
     }
 }
 
-fn has_ended(child: &mut Child) -> bool {
-    !matches!(child.try_wait(), Ok(None))
+/// What an earlier life of this program left running of a replica.
+fn adopted(folder: &Path, process: &Process) -> Slot {
+    let written = std::fs::read(mark_of(folder, process)).ok();
+    let mark = written.and_then(|written| serde_json::from_slice::<Mark>(&written).ok()).filter(Mark::runs);
+    let Some(mark) = mark else { return Slot::default() };
+    tracing::info!(url = process.url, pid = mark.pid, "an engine that runs already is taken over");
+    Slot { running: Some(Running::Adopted(mark)), ..Slot::default() }
+}
+
+/// The file that says which process a replica is. Its address is what two engines cannot share.
+fn mark_of(folder: &Path, process: &Process) -> PathBuf {
+    let address = process.url.split_once("://").map_or(process.url.as_str(), |(_, address)| address);
+    let name: String =
+        address.chars().map(|letter| if letter.is_ascii_alphanumeric() { letter } else { '-' }).collect();
+    folder.join(format!("engine-{name}.pid"))
+}
+
+/// Keeps a log below so many bytes: what it says is moved to a second file, which loses what it said before.
+fn bound(log: &Path, bytes_max: u64) -> std::io::Result<()> {
+    if std::fs::metadata(log)?.len() <= bytes_max {
+        return Ok(());
+    }
+    let mut before = log.as_os_str().to_owned();
+    before.push(".1");
+    std::fs::copy(log, before)?;
+    OpenOptions::new().write(true).open(log)?.set_len(0)
 }
 
 async fn serves(process: &Process) -> bool {
     let url = format!("{}{}", process.url, process.health);
-    http::call(Method::GET, &url, None, None, HEALTH_MAX).await.is_ok()
-}
-
-/// Sends a signal to a process group. The shell does it: its `kill` is everywhere, and needs no unsafe code here.
-fn signal(name: &str, group: u32) {
-    let mut command = std::process::Command::new("sh");
-    command.args(["-c", &format!("kill -s {name} -- -{group}")]);
-    // That nobody is left is no failure.
-    let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-}
-
-/// Whether anybody of a process group still runs. Where there is no `/proc` only its leader counts.
-fn lives(group: u32) -> bool {
-    let Ok(processes) = std::fs::read_dir("/proc") else { return false };
-    let stats = processes.flatten().filter_map(|process| std::fs::read_to_string(process.path().join("stat")).ok());
-    stats.into_iter().any(|stat| is_of(&stat, group))
-}
-
-/// Whether a line of `/proc/PID/stat` is a process of this group that is more than a zombie.
-fn is_of(stat: &str, group: u32) -> bool {
-    // The name may contain anything, so only what follows its last bracket counts: state, parent, group.
-    let mut fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-    let state = fields.next();
-    fields.nth(1).and_then(|group| group.parse().ok()) == Some(group) && !matches!(state, Some("Z" | "X"))
+    http::call(Method::GET, &url, Said::default(), HEALTH_MAX).await.is_ok()
 }
 
 fn index(replicas: u32) -> usize {
@@ -347,7 +489,12 @@ mod tests {
             environment: BTreeMap::from([("NUMBER".to_owned(), number.to_string())]),
             log: Some("words.log".into()),
         };
-        Local { process: urls.iter().enumerate().map(process).collect(), idle, stop_ms_max: 5_000 }
+        Local {
+            process: urls.iter().enumerate().map(process).collect(),
+            idle,
+            stop_ms_max: 5_000,
+            start_ms_max: 60_000,
+        }
     }
 
     async fn pids(folder: &Path, number: u32, count: usize) -> Vec<u32> {
@@ -420,9 +567,60 @@ mod tests {
         assert!(!lives(pid));
     }
 
+    #[tokio::test]
+    async fn after_a_crash_engines_are_taken_over() {
+        let (folder, (up, called)) = (tempfile::tempdir().unwrap(), answering().await);
+        let spec = of(&[&up, "http://127.0.0.1:1"], Idle::Stop);
+        let before = Processes::new(spec.clone(), folder.path());
+        before.tell(2).await.unwrap();
+        let (first, second) = (pids(folder.path(), 0, 1).await[0], pids(folder.path(), 1, 1).await[0]);
+        // As `kill -9` does: nothing is cleaned up.
+        std::mem::forget(before);
+        let after = Processes::new(spec.clone(), folder.path());
+        assert_eq!(after.read().await, Actual { replicas: 2, ready: Some(1), pending: Vec::new() });
+        after.tell(2).await.unwrap();
+        assert_eq!(pids(folder.path(), 0, 1).await, [first], "nothing is started a second time");
+        after.tell(1).await.unwrap();
+        assert!(lives(first) && !lives(second), "one that was taken over is stopped like any other");
+        drop(after);
+        let begun = Instant::now();
+        while lives(first) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it outlived its actuator");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let anew = Processes::new(spec, folder.path());
+        assert_eq!(anew.read().await.replicas, 0, "what has ended is not taken over");
+        assert!(called.lock().unwrap().iter().all(|path| path == "/health"));
+    }
+
+    #[tokio::test]
+    async fn what_never_serves_is_started_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = Local { start_ms_max: 300, ..of(&["http://127.0.0.1:1"], Idle::Stop) };
+        let processes = Processes::new(spec, folder.path());
+        processes.tell(1).await.unwrap();
+        let first = pids(folder.path(), 0, 1).await[0];
+        let begun = Instant::now();
+        while std::fs::read_to_string(folder.path().join("pids-0")).unwrap().lines().count() < 2 {
+            processes.read().await;
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(!lives(first) && begun.elapsed() >= AGAIN, "the first is gone, and the next did not come at once");
+    }
+
     #[test]
-    fn a_zombie_does_not_run() {
-        let stat = |state: &str| format!("12 (a) b) {state} 1 77 12 0");
-        assert!(is_of(&stat("S"), 77) && !is_of(&stat("Z"), 77) && !is_of(&stat("S"), 1));
+    fn logs_are_bounded_while_they_are_written() {
+        use std::io::Write;
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("engine.log");
+        let mut writer = OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        writer.write_all(b"0123456789").unwrap();
+        bound(&log, 10).unwrap();
+        assert_eq!(std::fs::read(&log).unwrap(), b"0123456789");
+        bound(&log, 9).unwrap();
+        writer.write_all(b"more").unwrap();
+        assert_eq!(std::fs::read(&log).unwrap(), b"more");
+        assert_eq!(std::fs::read(folder.path().join("engine.log.1")).unwrap(), b"0123456789");
     }
 }

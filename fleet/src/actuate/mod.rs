@@ -3,6 +3,7 @@
 //! An actuator decides nothing. Each call is bounded in time, and told the same twice it changes nothing the second time.
 
 mod command;
+mod group;
 mod http;
 pub mod keda;
 mod kubernetes;
@@ -17,6 +18,7 @@ use ledger::Timestamp;
 use serde::Deserialize;
 
 pub use command::Command;
+pub use http::Secret;
 pub use keda::serve_keda;
 pub use kubernetes::{Kubernetes, Resource};
 pub use local::{Idle, Local, Process};
@@ -39,6 +41,9 @@ pub enum Spec {
     Webhook {
         /// Where.
         url: String,
+        /// What it is shown as `authorization: Bearer …`.
+        #[serde(default)]
+        token: Option<Secret>,
     },
     /// Programs: one that is told, one that is asked.
     Command(Command),
@@ -69,7 +74,7 @@ impl Spec {
     pub fn check(&self) -> Result<(), String> {
         match self {
             Spec::None | Spec::Keda => Ok(()),
-            Spec::Webhook { url } => http::check(url),
+            Spec::Webhook { url, .. } => http::check(url),
             Spec::Command(command) => command.check(),
             Spec::Kubernetes(kubernetes) => kubernetes.check(),
             Spec::Local(local) => local.check(),
@@ -159,7 +164,10 @@ impl Actuator {
         spec.check().map_err(ActuateError::Configuration)?;
         Ok(Actuator(match spec {
             Spec::None | Spec::Keda => Kind::Pulled,
-            Spec::Webhook { url } => Kind::Webhook(webhook::Webhook::new(url)),
+            Spec::Webhook { url, token } => {
+                let token = token.clone().map(|token| token.beside(folder));
+                Kind::Webhook(webhook::Webhook::new(url, token))
+            }
             Spec::Command(command) => Kind::Command(command.clone(), folder.to_owned()),
             Spec::Kubernetes(kubernetes) => {
                 let mut spec = kubernetes.clone();

@@ -4,41 +4,44 @@ use ::http::Method;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::http::{Said, Secret};
 use super::{Actual, ActuateError, CALL_MAX, http};
 
 /// Where it listens.
 #[derive(Debug)]
 pub(super) struct Webhook {
     url: String,
+    token: Option<Secret>,
 }
 
 /// What it answers when it is asked.
 #[derive(Debug, Deserialize)]
-pub(super) struct Said {
+struct Standing {
     replicas: u32,
     #[serde(default)]
     ready: Option<u32>,
 }
 
 impl Webhook {
-    pub fn new(url: &str) -> Webhook {
-        Webhook { url: url.to_owned() }
+    pub fn new(url: &str, token: Option<Secret>) -> Webhook {
+        Webhook { url: url.to_owned(), token }
     }
 
     pub async fn read(&self) -> Result<Actual, ActuateError> {
-        let answer = http::call(Method::GET, &self.url, None, None, CALL_MAX).await?;
-        understood(&self.url, &answer)
+        let said = Said { token: self.token.as_ref(), ..Said::default() };
+        understood(&self.url, &http::call(Method::GET, &self.url, said, CALL_MAX).await?)
     }
 
     pub async fn tell(&self, replicas: u32, key: &str) -> Result<(), ActuateError> {
         let body = json!({ "replicas": replicas, "key": key }).to_string();
-        http::call(Method::POST, &self.url, Some(key), Some(body), CALL_MAX).await.map(|_| ())
+        let said = Said { key: Some(key), token: self.token.as_ref(), body: Some(body) };
+        http::call(Method::POST, &self.url, said, CALL_MAX).await.map(|_| ())
     }
 }
 
 /// What an answer says of replicas.
 pub(super) fn understood(what: &str, answer: &[u8]) -> Result<Actual, ActuateError> {
-    let said: Said = serde_json::from_slice(answer).map_err(|error| ActuateError::Refused {
+    let said: Standing = serde_json::from_slice(answer).map_err(|error| ActuateError::Refused {
         what: what.to_owned(),
         cause: format!("its answer is not {{\"replicas\": 3}}: {error}"),
     })?;

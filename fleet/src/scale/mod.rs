@@ -9,6 +9,7 @@ pub mod forecast;
 pub mod guard;
 pub mod observe;
 pub mod policy;
+pub mod shadow;
 
 pub use guard::{Guards, guarded};
 pub use observe::{Bounds, Decision, ManualChange, Objective, Observation, Past, Pending, Sample};

@@ -160,6 +160,8 @@ pub struct Decision {
     pub replicas: u32,
     /// Load that was predicted for when a replica started now would serve.
     pub forecast: Option<f64>,
+    /// Whether somebody planned the number, such as a schedule's, so that it follows from no reading.
+    pub planned: bool,
     /// Why, one sentence each with its numbers.
     pub reasons: Vec<String>,
     /// Guards that changed the outcome, by name.

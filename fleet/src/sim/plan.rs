@@ -66,6 +66,9 @@ pub struct Plan {
     pub history: Arc<[f32]>,
     /// Seconds since the start from which costs and misses count. What comes before is only learnt from.
     pub judge_from_s: f64,
+    /// Requests in the batch at load 0.5, as a part of those at load 1; only the fluid mode needs to be told, and
+    /// [`super::fluid::batch_at_half`] measures it. Less than a half: the fuller a batch is, the longer each of its steps takes.
+    pub batch_at_half: f64,
     /// Part of its KV cache that a replica uses at load 1; only the fluid mode needs to be told.
     pub kv_at_capacity: f64,
     /// Seconds that a replica needs to finish what it has; only the fluid mode needs to be told.
@@ -96,6 +99,7 @@ impl Plan {
             initial: None,
             history: Arc::from([]),
             judge_from_s: 0.0,
+            batch_at_half: 0.25,
             kv_at_capacity: 0.7,
             drain_s: 30.0,
             log: Log::default(),

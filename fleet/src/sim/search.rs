@@ -43,11 +43,11 @@ pub struct Found {
 }
 
 /// Sets that are drawn at random beside the policy's own.
-const DRAWN: usize = 20;
+const DRAWN: usize = 32;
 /// Times that a set's main parameter is halved in on.
 const HALVINGS: usize = 7;
 /// Rounds of refinement, each trying every other parameter a step up and a step down.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 4;
 /// The same within these rounds, where the bracket is narrow already.
 const HALVINGS_NEAR: usize = 4;
 /// The main parameter is looked for from its value divided by this to its value times this.

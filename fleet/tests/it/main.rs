@@ -3,11 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "what fails in a test fails the test")]
 
 mod actuate_kubernetes;
+mod actuate_webhook;
 mod actuate_keda;
 mod client;
 mod engine;
 mod otlp;
 mod scale_faults;
+mod scale_faults_engines;
 mod scale_week;
 mod sim_engine;
 mod sim_fleet;

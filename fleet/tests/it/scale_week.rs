@@ -81,20 +81,63 @@ fn print(kind: &str, rows: &[Row]) {
 /// Both weeks' first three days decide together, as one default has to serve both; the first day is only there to be learnt from.
 fn tuned(policy: &str, weeks: &[Demand]) -> Policy {
     let learn: Vec<Demand> = weeks.iter().map(|week| search::first(week, JUDGE_FROM_S)).collect();
-    let plan = plan(DAY_S);
+    let plan = Plan { decide_every_s: 60.0, ..plan(DAY_S) };
     let plays: Vec<_> = learn.iter().map(|week| compare::fluid(&plan, week)).collect();
     let plays: Vec<&compare::Play> = plays.iter().map(|play| play as &compare::Play).collect();
     search::search(&policy.parse().unwrap(), &plays, &Goal::default(), 2, &|_, _| {}).unwrap().policy
 }
 
+/// What the default has to save of the static plan of the judged peak, of the tuned autoscaler, and how far above the oracle it may be.
+///
+/// The oracle itself saves 58.0 % (code) and 37.7 % (conv), so that no policy can save more. A minute strays from the best forecast by 8 to
+/// 10 % (standard deviation), and the share of requests that may be in overloaded minutes leaves room for four minutes of 5,760: the margin that
+/// takes keeps everybody who does not know the future a fifth to a quarter above the oracle.
+const TARGETS: [(f64, f64, f64); 2] = [(0.45, 0.08, 0.28), (0.25, 0.08, 0.20)];
+
 #[test]
 fn the_default_policy_on_the_week_of_2024() {
     let Some(weeks) = weeks() else { return };
-    let hpa = tuned("hpa", &weeks);
-    let mut policies = vec![hpa, Policy::default()];
-    policies.extend(Policy::NAMES.iter().filter(|name| **name != "schedule").filter_map(|name| name.parse().ok()));
-    for ((kind, _), week) in WEEKS.iter().zip(&weeks) {
+    let goal = Goal::default().overload_share;
+    let policies =
+        [tuned("hpa", &weeks), Policy::default(), "cost-optimal".parse().unwrap(), "oracle".parse().unwrap()];
+    for (((kind, _), week), (static_min, hpa_min, oracle_max)) in WEEKS.iter().zip(&weeks).zip(TARGETS) {
         let rows = rows(week, &policies);
         print(kind, &rows);
+        let [_, default, cost_optimal, oracle] = rows.as_slice() else { panic!("four rows") };
+        assert!(
+            default.outcome.overload.share <= goal,
+            "{kind}: {} of the requests in overload",
+            default.outcome.overload.share
+        );
+        assert!(cost_optimal.outcome.overload.share <= goal, "{kind}: {}", cost_optimal.outcome.overload.share);
+        assert!(default.saved_static >= static_min, "{kind}: saved {} of static", default.saved_static);
+        assert!(default.saved_hpa.unwrap() >= hpa_min, "{kind}: saved {:?} of the tuned autoscaler", default.saved_hpa);
+        assert!(default.over_oracle.unwrap() <= oracle_max, "{kind}: {:?} above the oracle", default.over_oracle);
+        assert!(default.outcome.direction_changes_per_hour_max <= 6);
+        // The oracle is the bound: it misses nothing, and no plan that misses nothing is cheaper.
+        let from = usize::try_from(week.bin_us).map_or(0, |bin_us| 3 * 86_400_000_000 / bin_us / 6);
+        let least =
+            compare::bound(&week.minutes()[from..], &week.request_minutes()[from..], 5, 0.0).replica_minutes / 60.0;
+        assert_eq!(oracle.outcome.overload.requests, 0, "{kind}");
+        assert!(
+            (least..1.001 * least).contains(&(oracle.outcome.gpu_hours + 1e-6)),
+            "{kind}: {} {least}",
+            oracle.outcome.gpu_hours
+        );
     }
+}
+
+/// Savings count above the commitment only: who commits to 20 replicas saves nothing by letting the twentieth go.
+#[test]
+fn committed_replicas_save_no_cash_on_the_week_of_2024() {
+    let Some(weeks) = weeks() else { return };
+    let conv = &weeks[1];
+    let saved = |committed: u32| {
+        let mut plan = plan(JUDGE_FROM_S);
+        plan.bounds.committed = committed;
+        let rows = compare::compare(&[Policy::default()], &compare::fluid(&plan, conv), 1, &|_, _| {}).unwrap();
+        rows[0].saved_static
+    };
+    assert!(saved(0) > saved(20) && saved(20) > saved(30) && saved(30) > saved(40) - 1e-9);
+    assert!(saved(40).abs() < 0.01, "{}", saved(40));
 }

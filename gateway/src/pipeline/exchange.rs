@@ -238,6 +238,8 @@ enum Lost {
     Going,
     /// Nobody says so, but it is not there. Nothing was sent to it.
     Unreached,
+    /// It comes and goes, and broke off without a word: it was killed, or the request killed it.
+    Died,
 }
 
 fn lost_to(asked: &Asked, target: &Target, failure: Failure, tries: u16) -> Option<Lost> {
@@ -247,6 +249,7 @@ fn lost_to(asked: &Asked, target: &Target, failure: Failure, tries: u16) -> Opti
     match failure {
         Failure::Unreachable | Failure::Broken if asked.is_going(&target.upstream) => Some(Lost::Going),
         Failure::Unreachable => Some(Lost::Unreached),
+        Failure::Broken if asked.core.board.comes_and_goes(&target.upstream) => Some(Lost::Died),
         _ => None,
     }
 }
@@ -269,6 +272,10 @@ async fn elsewhere(
     later: &[Target],
     tries: u16,
 ) -> Elsewhere {
+    // A request that kills whoever takes it gets no third.
+    if lost == Lost::Died && unreached.len() > 1 {
+        return Elsewhere::AsPlanned;
+    }
     // Another replica comes before what is planned: it does the same work, and more tries at this one would be in vain.
     if let Some(other) = sibling(asked.ask(), target, unreached, |upstream| asked.look(upstream)) {
         let rest = later.iter().filter(|later| !Arc::ptr_eq(&later.upstream, &target.upstream)).cloned();
@@ -282,7 +289,7 @@ async fn elsewhere(
             let patience = (UNNOTICED * u32::from(tries)).min(time_left(asked));
             let _ = tokio::time::timeout(patience, asked.core.board.changed().notified()).await;
         }
-        Lost::Unreached => return Elsewhere::AsPlanned,
+        Lost::Unreached | Lost::Died => return Elsewhere::AsPlanned,
     }
     hold::until_served(asked).await.map_or_else(Elsewhere::Nowhere, Elsewhere::Instead)
 }

@@ -324,6 +324,26 @@ async fn a_replica_that_is_killed_under_load_takes_no_request_with_it_that_had_n
 }
 
 #[tokio::test]
+async fn a_replica_that_dies_without_a_word_costs_no_request_and_a_deadly_request_no_third_replica() {
+    let dying = || vec![Step::Wait(20), Step::Reset];
+    for (second, answered, tries) in [(chat(9, 1), 200, 2), (dying(), 502, 2)] {
+        let (a, b) = (Upstream::start([dying()]).await, Upstream::start([second.clone()]).await);
+        let c = Upstream::start([second]).await;
+        let world = World::start(replicas(&[&a, &b, &c], |_| {})).await;
+        // The first is chosen first because the others have more to do.
+        ["r1", "r2", "r3"].map(|name| world.gateway.set_available(name, Availability::Serving));
+        world.settings.rcu(|settings| {
+            let mut settings = Settings::clone(settings);
+            settings.routes[0].targets[0].weight = 100;
+            settings
+        });
+        let got = world.send(PATH, CHAT).await;
+        assert_eq!(got.status.as_u16(), answered, "{}", got.text);
+        assert_eq!(world.settled().await.len(), tries);
+    }
+}
+
+#[tokio::test]
 async fn a_refused_connection_is_tried_on_a_sibling_first() {
     let good = Upstream::start([chat(9, 1)]).await;
     let gone = nobody().await;

@@ -10,6 +10,7 @@ const PER_HOUR: usize = 360;
 
 /// GPUs of each hour: its mean rate in whole replicas of one GPU, forty of which do the work of the busiest minute but one
 /// in a thousand. Nothing is started early or kept warm here: this is what the demand alone asks for.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some forty replicas")]
 fn demand(trace: &str) -> Option<Demand> {
     let bins: Vec<f64> =
         table(&format!("traces/{trace}"))?.iter().map(|row| row["TIMESTAMP"].parse().unwrap()).collect();

@@ -199,7 +199,7 @@ impl Elastic {
             capacity: None,
             // What protects a service for hours would keep a demo of seconds from giving anything back.
             guards: Guards { stabilise_s: 2.0, down_per_minute: 0.0, ..Guards::default() },
-            actuator: Actuator::Webhook { url: hook },
+            actuator: Actuator::Webhook { url: hook, token: None },
         })
     }
 }

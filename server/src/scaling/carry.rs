@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fleet::actuate::{Actual, Actuator};
+use fleet::actuate::{Actual, ActuateError, Actuator, Spec};
 use fleet::scale::ManualChange;
 use futures_util::future::join_all;
 use gateway::{Availability, Gateway};
@@ -199,7 +199,15 @@ impl Carrier {
                         return;
                     }
                 }
+                Some(Err(ActuateError::Overtaken { replicas, .. })) => {
+                    pause = PAUSE;
+                    self.overtaken(replicas);
+                    if orders.changed().await.is_err() {
+                        return;
+                    }
+                }
                 Some(Err(error)) => {
+                    let error = error.to_string();
                     tracing::warn!(deployment = %self.plan.id.name, "the actuator was not told of {} replicas: {error}", order.replicas);
                     {
                         let mut state = self.lock();
@@ -216,11 +224,11 @@ impl Carrier {
         }
     }
 
-    async fn carry(&self, order: &Order) -> Result<(), String> {
+    async fn carry(&self, order: &Order) -> Result<(), ActuateError> {
         self.drain(order.replicas).await;
-        self.actuator.tell(order.replicas, &order.key).await.map_err(|error| error.to_string())?;
-        // What pulls from us knows of its GPUs itself, and says so through the API.
-        if self.actuator.pulls() {
+        self.actuator.tell(order.replicas, &order.key).await?;
+        // Where nobody is told, whoever acts on the metrics says through the API what becomes of GPUs. KEDA does as it reads.
+        if self.plan.actuator == Spec::None {
             return Ok(());
         }
         let now = self.clock.now();
@@ -260,6 +268,20 @@ impl Carrier {
         if state.order.as_ref() == Some(order) {
             state.order = None;
         }
+    }
+
+    /// Somebody else scaled after we last looked: their number stands.
+    fn overtaken(&self, replicas: u32) {
+        let now = self.clock.now();
+        tracing::warn!(deployment = %self.plan.id.name, replicas, "somebody else scaled meanwhile; that is respected");
+        {
+            let mut state = self.lock();
+            (state.order, state.failure, state.asked) = (None, None, Some(replicas));
+            state.draining.clear();
+            state.done += 1;
+            state.manual = Some(ManualChange { at: now, replicas });
+        }
+        roster::declare(&self.plan, &self.declared, &self.facts, replicas, now);
     }
 
     fn lock(&self) -> MutexGuard<'_, Carried> {

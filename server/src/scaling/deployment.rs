@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use fleet::actuate::Wanted;
 use fleet::scale::{Observation, Past, Sample, judge};
 use fleet::sim::capacity::{Capacity, Work};
 use gateway::Demand;
@@ -38,6 +39,8 @@ pub struct Parts {
     pub switch: Switch,
     /// What people are shown.
     pub board: Board,
+    /// What KEDA reads, where it does the scaling.
+    pub keda: Option<Wanted>,
 }
 
 /// A deployment that is scaled.
@@ -136,6 +139,7 @@ impl Scaled {
         roster::declare_ready(&self.plan, &self.parts.means.declared, &roster, now);
         roster::offer(&self.plan, &self.parts.means.gateway, &roster, &carried.draining);
         let held = self.demand().held;
+        self.parts.keda.iter().for_each(|keda| keda.hold(&self.plan.id.pool, &self.plan.id.name, held.into()));
         held > 0 && roster.ready() == 0 && roster.pending.is_empty() && carried.order.is_none()
     }
 
@@ -217,6 +221,13 @@ impl Scaled {
         let decided = verdict.decision;
         self.decisions.push(Past { at: now, wanted: verdict.wanted, desired: decided.replicas });
         let told = if mode == ScalingMode::Act { self.carrier.ask(decided.replicas, now) } else { None };
+        if let Some(keda) = &self.parts.keda {
+            let (pool, name) = (&self.plan.id.pool, &self.plan.id.name);
+            match mode {
+                ScalingMode::Act => keda.tell(pool, name, decided.replicas, now),
+                ScalingMode::Stopped | ScalingMode::Shadow => keda.forget(pool, name),
+            }
+        }
         let decision = ScalingDecision {
             pool: self.plan.id.pool.clone(),
             deployment: self.plan.id.name.clone(),

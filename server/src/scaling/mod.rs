@@ -18,12 +18,14 @@ mod switch;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
-use fleet::actuate::Actuator;
+use fleet::actuate::{Actuator, Spec, Wanted, serve_keda};
 use gateway::Gateway;
 use ledger::{Clock, ScalingMode};
 use store::Store;
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::config::Loaded;
@@ -37,6 +39,10 @@ use deployment::Parts;
 pub use saved::{GivenBackRow, given_back, text};
 pub use shown::{Board, Shown};
 pub use switch::Switch;
+
+/// After so many decisions that did not come KEDA is told that nothing is known, and after this time at least.
+const KEDA_STALE: u32 = 6;
+const KEDA_STALE_MIN: Duration = Duration::from_secs(60);
 
 /// What scaling works with.
 #[derive(Clone)]
@@ -80,8 +86,18 @@ impl Scaling {
     /// When the configuration cannot be acted on.
     pub async fn start(&self, loaded: &Loaded, means: Means, shutdown: &Shutdown) -> anyhow::Result<Running> {
         let mut running = Running { tasks: JoinSet::new(), deciding: Vec::new() };
-        for plan in plan::plans(loaded)? {
+        let plans = plan::plans(loaded, means.clock.now())?;
+        let slowest = plans.iter().map(|plan| plan.every).max().unwrap_or_default();
+        let keda = Wanted::new((KEDA_STALE * slowest).max(KEDA_STALE_MIN));
+        if let Some(address) = loaded.config.scaling.keda_listen {
+            let listener = TcpListener::bind(address).await;
+            let listener = listener.with_context(|| format!("scaling.keda_listen: cannot listen on {address}"))?;
+            running.tasks.spawn(ask_keda(listener, keda.clone(), Arc::clone(&means.clock), shutdown.clone()));
+        }
+        for plan in plans {
             let plan = Arc::new(plan);
+            let keda = (plan.actuator == Spec::Keda).then(|| keda.clone());
+            keda.iter().for_each(|keda| keda.declare(&plan.id.pool, &plan.id.name));
             let acts = plan.mode == ScalingMode::Act;
             let actuator = Actuator::new(&plan.actuator, loaded.folder())
                 .with_context(|| format!("scale `{}`: its actuator", plan.id.name))?;
@@ -95,10 +111,17 @@ impl Scaling {
                 running.tasks.spawn(Arc::clone(&carrier).keep_carrying());
             }
             running.tasks.spawn(Arc::clone(&carrier).keep_reading(plan.every));
-            let parts = Parts { means: means.clone(), switch: self.switch.clone(), board: self.board.clone() };
+            let parts = Parts { means: means.clone(), switch: self.switch.clone(), board: self.board.clone(), keda };
             running.deciding.push(tokio::spawn(deployment::keep(plan, parts, carrier, shutdown.clone())));
         }
         Ok(running)
+    }
+}
+
+/// Answers KEDA until told to stop.
+async fn ask_keda(listener: TcpListener, wanted: Wanted, clock: Arc<dyn Clock>, shutdown: Shutdown) {
+    if let Err(error) = serve_keda(listener, wanted, clock, async move { shutdown.requested().await }).await {
+        tracing::error!("KEDA is not answered any more: {error}");
     }
 }
 

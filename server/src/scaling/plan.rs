@@ -10,7 +10,7 @@ use fleet::sim::capacity::{self, Capacity, Work};
 use fleet::sim::engine::{Constants, Limits, Spec};
 use gateway::Deployment;
 use ledger::allocate::replica::Replica as Engine;
-use ledger::{EngineFact, GpuHourRate, Label, ScalingMode};
+use ledger::{EngineFact, GpuHourRate, Label, ScalingMode, Timestamp};
 
 use super::observe::whole;
 use crate::config::{CapacitySection, Config, Loaded, PoolSection, ScaleSection};
@@ -65,30 +65,38 @@ pub struct Plan {
     pub fresh: Duration,
     /// Who is told.
     pub actuator: Actuate,
+    /// When the server began: what ran then served then, as far as anybody knows.
+    pub since: Timestamp,
     /// What one replica can do, as the configuration says.
     said: Option<CapacitySection>,
     /// What runs on one, for a simulation.
     engine: Option<Box<EngineFact>>,
 }
 
-/// Everything that the configuration scales.
+/// Everything that the configuration scales, from `now` on.
 ///
 /// # Errors
 /// When a model's `config.json` cannot be read.
-pub fn plans(loaded: &Loaded) -> anyhow::Result<Vec<Plan>> {
+pub fn plans(loaded: &Loaded, now: Timestamp) -> anyhow::Result<Vec<Plan>> {
     let engines = if loaded.config.scale.is_empty() { Vec::new() } else { engine_facts(loaded)? };
     let plan = |scale: &ScaleSection| {
         let pool = loaded.config.pool.iter().find(|pool| pool.name == scale.pool);
         let pool = pool.with_context(|| format!("there is no pool `{}`", scale.pool))?;
         let first = scale.upstreams(&loaded.config).first().map(|upstream| upstream.name.clone());
         let engine = engines.iter().find(|(fact, _)| Some(&*fact.engine) == first.as_deref());
-        Ok(Plan::of(&loaded.config, scale, pool, engine.map(|(fact, _)| Box::new(fact.clone()))))
+        Ok(Plan::of(&loaded.config, scale, pool, engine.map(|(fact, _)| Box::new(fact.clone())), now))
     };
     loaded.config.scale.iter().map(plan).collect()
 }
 
 impl Plan {
-    fn of(config: &Config, scale: &ScaleSection, pool: &PoolSection, engine: Option<Box<EngineFact>>) -> Plan {
+    fn of(
+        config: &Config,
+        scale: &ScaleSection,
+        pool: &PoolSection,
+        engine: Option<Box<EngineFact>>,
+        now: Timestamp,
+    ) -> Plan {
         let upstreams = scale.upstreams(config);
         let ceiling = scale.ceiling(config);
         let named = pool.all_replicas();
@@ -136,9 +144,16 @@ impl Plan {
             drain: Duration::from_millis(scale.drain_ms_max),
             fresh: 3 * every.max(scraped) + Duration::from_secs(1),
             actuator: scale.actuator.clone(),
+            since: now,
             said: scale.capacity,
             engine,
         }
+    }
+
+    /// How long a start usually takes, microseconds.
+    #[must_use]
+    pub fn cold_start_us(&self) -> i64 {
+        whole(self.bounds.cold_start_s * 1e6).and_then(|micros| i64::try_from(micros).ok()).unwrap_or(i64::MAX)
     }
 
     /// The mix of requests that the configuration takes for usual.
@@ -222,7 +237,7 @@ mod tests {
         text += &format!("[[scale]]\ndeployment = \"chat\"\npool = \"shared\"\n{scale}\n");
         let loaded = Loaded { config: config::parse(&text).unwrap(), file: Some(folder.path().join("farthing.toml")) };
         assert_eq!(config::check(&loaded.config, config::Standing { keys: 0 }), Vec::<String>::new());
-        plans(&loaded).unwrap().swap_remove(0)
+        plans(&loaded, Timestamp::from_micros(0)).unwrap().swap_remove(0)
     }
 
     #[test]

@@ -64,7 +64,13 @@ fn of(
                     let blind = !replica.metrics && told_ready.is_none();
                     heard || blind || (!replica.metrics && told_ready.is_some_and(|ready| index < ready))
                 }
-                None => told_ready.is_none_or(|ready| index < ready),
+                None => match told_ready {
+                    Some(ready) => index < ready,
+                    // Nobody says: it serves after the time that a start usually takes.
+                    None => running.is_some_and(|fact| {
+                        fact.period.start <= plan.since || now >= fact.period.start.plus_micros(plan.cold_start_us())
+                    }),
+                },
             };
         roster.running.push(running.is_some());
         roster.ready.push(ready);
@@ -202,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_replica_serves_when_its_engine_was_heard() {
-        let plan = plans(&loaded(2, "", 2)).unwrap().swap_remove(0);
+        let plan = plans(&loaded(2, "", 2), at(0)).unwrap().swap_remove(0);
         let engines = [engine("chat-0", Some(5)), engine("chat-1", Some(500))];
         let roster = of(&plan, &[gpus("r1", 7), gpus("r0", 1)], &engines, None, at(10));
         assert_eq!((roster.ready, roster.running), (vec![true, false], vec![true, true]));
@@ -213,7 +219,7 @@ mod tests {
 
     #[test]
     fn where_no_metrics_can_tell_the_actuator_does() {
-        let plan = plans(&loaded(2, ", metrics = \"none\"", 2)).unwrap().swap_remove(0);
+        let plan = plans(&loaded(2, ", metrics = \"none\"", 2), at(0)).unwrap().swap_remove(0);
         let both = [gpus("r0", 1), gpus("r1", 7)];
         assert_eq!(of(&plan, &both, &[], None, at(10)).ready(), 2, "whatever runs is taken to serve");
         let actual = Actual { replicas: 2, ready: Some(1), ..Actual::default() };
@@ -223,11 +229,17 @@ mod tests {
 
     #[test]
     fn behind_one_service_the_actuator_counts() {
-        let plan = plans(&loaded(1, "", 3)).unwrap().swap_remove(0);
+        let plan = plans(&loaded(1, "", 3), at(0)).unwrap().swap_remove(0);
         let three = [gpus("r0", 1), gpus("r1", 7), gpus("chat-2", 8)];
         let actual = Actual { replicas: 3, ready: Some(2), ..Actual::default() };
         let roster = of(&plan, &three, &[], Some(&actual), at(10));
         assert_eq!((roster.ready(), roster.running, roster.pending[0].since), (2, vec![true; 3], at(8)));
+        let blind = |second| of(&plan, &[gpus("r0", 0), gpus("r1", 7)], &[], None, at(second)).ready();
+        assert_eq!(
+            (blind(10), blind(7 + 300)),
+            (1, 2),
+            "one ran before us, the other takes as long as it usually does"
+        );
     }
 
     #[test]
@@ -235,7 +247,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let loaded = loaded(2, "", 2);
         let declared = Declared::open(data.path(), &loaded, at(0)).unwrap();
-        let plan = plans(&loaded).unwrap().swap_remove(0);
+        let plan = plans(&loaded, at(0)).unwrap().swap_remove(0);
         let told = |replicas, now| {
             let changed = tell(&plan, &declared, replicas, at(now));
             (changed, declared.replicas().iter().map(|fact| fact.replica.to_string()).collect::<Vec<_>>())

@@ -26,6 +26,11 @@ fn counts(text: &str) -> Vec<f64> {
     counts[..counts.len() / 360 * 360].to_vec()
 }
 
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "some forty replicas")]
+fn whole(replicas: f64) -> u32 {
+    replicas.ceil() as u32
+}
+
 fn sums(counts: &[f64], length: usize) -> Vec<f64> {
     counts.chunks(length).map(|bins| bins.iter().sum()).collect()
 }
@@ -36,7 +41,7 @@ fn the_level_is_the_brute_force_optimum_of_the_demand() {
     let text = bins(3);
     let counted = counts(&text);
     let busiest = sums(&counted, 6).into_iter().fold(0.0, f64::max);
-    let hours: Vec<u32> = sums(&counted, 360).iter().map(|sum| (sum / 60.0 / (busiest / 20.0)).ceil() as u32).collect();
+    let hours: Vec<u32> = sums(&counted, 360).iter().map(|sum| whole(sum / 60.0 / (busiest / 20.0))).collect();
     let trace = books.write("bins.csv", text);
     for committed in ["0.5", "1", "1.5", "1.99", "2", "3"] {
         let found = books.json(&[
@@ -60,7 +65,7 @@ fn the_level_is_the_brute_force_optimum_of_the_demand() {
             assert!((share - expected).abs() < 1e-9, "{level} {expected}");
         }
         let least = expected.iter().copied().fold(f64::INFINITY, f64::min);
-        let best = found["commit_gpus"].as_u64().unwrap() as usize;
+        let best = usize::try_from(found["commit_gpus"].as_u64().unwrap()).unwrap();
         assert!((expected[best] - least).abs() < 1e-12, "{committed}: {best}");
         assert_eq!(found["best_by_rule"]["gpus"], found["commit_gpus"], "{committed}");
     }

@@ -199,7 +199,7 @@ fn the_ledgers_own_history_is_a_trace() {
 #[test]
 fn tuning_keeps_to_the_goal_on_the_days_to_learn() {
     let books = Books::new();
-    let trace = books.write("bins.csv", bins(2));
+    let trace = books.write("bins.csv", bins(1));
     let found = books.json(&[
         "simulate",
         "--trace",
@@ -208,7 +208,7 @@ fn tuning_keeps_to_the_goal_on_the_days_to_learn() {
         "token-rate",
         "--search",
         "--learn-days",
-        "1",
+        "0.25",
         "--replicas-at-peak",
         "8",
         "--gpu-hour-usd",

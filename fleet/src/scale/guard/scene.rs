@@ -1,14 +1,17 @@
 //! What guards and policies are tried on.
 
+use super::{Guards, guarded};
+use crate::scale::{Bounds, Decision, ManualChange, Objective, Observation, Past, Pending, Sample};
 use ledger::Timestamp;
 
-use super::{Guards, guarded};
-use crate::scale::observe::{Bounds, Decision, ManualChange, Objective, Observation, Past, Pending, Sample};
+/// Microseconds of a second.
+pub(crate) const SECOND: i64 = 1_000_000;
+const LOOK_S: f64 = 10.0;
 
-/// Ten minutes of looks, one every ten seconds, and whatever a test changes of it.
+/// An hour of looks and decisions ten seconds apart, and whatever a test changes of it.
 #[derive(Debug, Clone)]
 pub(crate) struct Scene {
-    pub now_s: f64,
+    pub now: Timestamp,
     pub samples: Vec<Sample>,
     pub ready: u32,
     pub pending: Vec<Pending>,
@@ -19,10 +22,11 @@ pub(crate) struct Scene {
 }
 
 impl Scene {
-    /// So many replicas that serve this load, 16 requests at once each.
+    /// So many replicas serve this load all the time, and nobody wants another number.
     pub fn steady(ready: u32, load: f64) -> Scene {
+        let now = Timestamp::from_micros(1_715_000_000 * SECOND);
         let mut scene = Scene {
-            now_s: 100_000.0,
+            now,
             samples: Vec::new(),
             ready,
             pending: Vec::new(),
@@ -31,49 +35,61 @@ impl Scene {
             bounds: bounds(),
             guards: Guards::default(),
         };
-        for back in (0..60_u8).rev() {
-            let at = scene.at(scene.now_s - 10.0 * f64::from(back));
+        for back in (0..360_u16).rev() {
+            let at = scene.ago(f64::from(back) * LOOK_S);
             scene.samples.push(look(at, ready, load));
+            if back > 0 {
+                scene.decisions.push(Past { at, wanted: 0, desired: ready });
+            }
         }
         scene
     }
 
-    pub fn at(&self, seconds: f64) -> Timestamp {
-        #[expect(clippy::cast_possible_truncation, reason = "a test's seconds")]
-        Timestamp::from_micros((seconds * 1e6) as i64)
-    }
-
     pub fn now(&self) -> Timestamp {
-        self.at(self.now_s)
+        self.now
     }
 
+    /// The newest look.
     pub fn last(&mut self) -> &mut Sample {
         self.samples.last_mut().expect("there are looks")
     }
 
-    /// One more look, now, as the last one was.
-    pub fn look_again(&mut self) {
-        let again = Sample { at: self.now(), ..*self.last() };
-        self.samples.push(again);
-    }
-
-    /// So many were wanted and decided ten seconds ago.
-    pub fn past(&mut self, replicas: u32) {
-        self.decisions.push(Past { at: self.at(self.now_s - 10.0), wanted: replicas, desired: replicas });
-    }
-
     /// So many replicas were asked for a while ago.
     pub fn wait_for(&mut self, count: usize, seconds: f64, scheduled: Option<bool>) {
-        self.pending = vec![Pending { since: self.at(self.now_s - seconds), scheduled }; count];
+        self.pending = vec![Pending { since: self.ago(seconds), scheduled }; count];
     }
 
-    /// As many changes of direction within the hour, the last one up.
-    pub fn zigzag(&mut self, changes: u8) {
-        for step in 0..=changes + 1 {
-            let desired = if (changes + 1 - step).is_multiple_of(2) { 6 } else { 5 };
-            let at = self.at(self.now_s - 300.0 - 60.0 * f64::from(changes + 1 - step));
-            self.decisions.push(Past { at, wanted: desired, desired });
+    /// So many seconds before now.
+    pub fn ago(&self, seconds: f64) -> Timestamp {
+        crate::scale::earlier(self.now, seconds)
+    }
+
+    pub fn provisioned(&self) -> u32 {
+        self.observation().provisioned()
+    }
+
+    /// The load of the last `seconds`.
+    pub fn set_load(&mut self, load: f64, seconds: f64) {
+        let since = self.ago(seconds);
+        for sample in self.samples.iter_mut().filter(|sample| sample.at >= since) {
+            *sample = Sample { pending: sample.pending, ..look(sample.at, sample.ready, load) };
         }
+    }
+
+    /// Time goes on: a look with the load of the last one and the replicas of now, and nothing older than an hour.
+    pub fn pass(&mut self, micros: i64) {
+        let load = self.samples.last().and_then(|sample| sample.load).unwrap_or(0.0);
+        let pending = u32::try_from(self.pending.len()).unwrap();
+        let mut left = micros;
+        while left > 0 {
+            let step = left.min(10 * SECOND);
+            self.now = self.now.plus_micros(step);
+            self.samples.push(Sample { pending, ..look(self.now, self.ready, load) });
+            left -= step;
+        }
+        let since = self.ago(3600.0);
+        self.samples.retain(|sample| sample.at >= since);
+        self.decisions.retain(|past| past.at >= since);
     }
 
     pub fn observation(&self) -> Observation<'_> {
@@ -92,17 +108,20 @@ impl Scene {
         }
     }
 
-    /// What is left of a policy's wish.
-    pub fn guarded(&self, wanted: u32) -> Decision {
-        let wish = Decision { replicas: wanted, ..Decision::default() };
-        guarded(wish, &self.observation(), &self.guards, self.now())
+    /// What the guards leave of a policy's wish.
+    pub fn guard(&self, wanted: u32) -> Decision {
+        guarded(wish(wanted), &self.observation(), &self.guards, self.now)
     }
 }
 
-pub(crate) fn bounds() -> Bounds {
+pub(crate) fn wish(wanted: u32) -> Decision {
+    Decision { replicas: wanted, ..Decision::default() }
+}
+
+fn bounds() -> Bounds {
     Bounds {
-        floor: 0,
-        ceiling: 1_000,
+        floor: 1,
+        ceiling: 40,
         committed: 0,
         static_replicas: 10,
         cold_start_s: 300.0,
@@ -124,8 +143,8 @@ fn look(at: Timestamp, ready: u32, load: f64) -> Sample {
         kv_used: Some(0.5 * each),
         utilisation: Some(each),
         arrivals_per_s: Some(10.0 * load),
-        input_tokens_per_s: Some(1e4 * load),
-        output_tokens_per_s: Some(2e3 * load),
+        input_tokens_per_s: None,
+        output_tokens_per_s: None,
         load: Some(load),
         prefill_load: Some(load / 4.0),
         ttft_s: Some(0.3),

@@ -1,48 +1,73 @@
-//! Who is left has to do the work of all.
+//! Those that stay must hold N/(N-1) of the load before one goes: a fleet that goes from two to one because each is below its limit
+//! is overloaded at once and comes back, for ever (dynamo PR 9294).
 
-use super::Draft;
-use crate::scale::earlier;
+use super::{Limit, View};
 use crate::scale::forecast::whole;
+use crate::scale::observe::Decision;
 
-/// Seconds of which the highest load counts.
-const LOOK_BACK_S: f64 = 120.0;
-/// Part of the KV caches that survivors may come to.
-const KV_FULL: f64 = 0.9;
-
-/// Before `N` become `M`, the `M` must hold `N / M` times what each holds now.
-///
-/// Seen in public: down by one, overloaded, up by one, for ever (llm-d-autoscaling 777, dynamo 14251).
-pub(super) fn hold_the_load(draft: &mut Draft) {
-    let full = draft.guards.survivors_full;
-    if full <= 0.0 || !draft.lowers() {
-        return;
+pub(super) fn limit(view: &View, _: &Decision) -> Limit {
+    if !view.sees() {
+        return Limit::NONE;
     }
-    let since = earlier(draft.now, LOOK_BACK_S);
-    let recent = || draft.observation.samples.iter().filter(move |sample| sample.at > since);
-    let load = recent().filter_map(|sample| sample.load).fold(0.0, f64::max);
-    let kv = recent().filter_map(|sample| Some(sample.kv_used? * f64::from(sample.ready))).fold(0.0, f64::max);
-    let needed = whole(load / full).max(whole(kv / KV_FULL));
-    draft.keep("survivors", needed, || {
-        format!("whoever is left has to do a load of {load:.2} and hold {kv:.2} KV caches")
+    Limit::least(strictest(view).map_or(0, |need| need.replicas.min(view.current)))
+}
+
+pub(super) fn because(view: &View, _: &Decision) -> String {
+    let Some(need) = strictest(view) else { return String::new() };
+    format!("{}, and at {} each that takes {} of {}", need.seen, need.limit, need.replicas, view.current)
+}
+
+/// Replicas that one reading takes.
+struct Need {
+    seen: String,
+    limit: f64,
+    replicas: u32,
+}
+
+fn strictest(view: &View) -> Option<Need> {
+    let newest = view.observation.newest()?;
+    let ready = f64::from(view.observation.ready);
+    let batch = view.observation.bounds.batch_at_capacity;
+    let by_batch = newest.running.filter(|_| view.load.is_none() && batch > 0.0).map(|running| running / batch);
+    let guards = view.guards;
+    let readings = [
+        ("a load of", view.load.or(by_batch), guards.survivors_full),
+        ("KV caches filled", newest.kv_used.map(|kv| kv * ready), guards.survivors_kv),
+        ("requests waiting", newest.waiting, guards.survivors_waiting),
+    ];
+    let needs = readings.into_iter().filter_map(|(name, total, limit)| {
+        let total = total.filter(|total| total.is_finite() && limit > 0.0)?;
+        Some((name, total, limit, whole(total / limit)))
     });
+    let (name, total, limit, replicas) = needs.max_by_key(|(.., replicas)| *replicas)?;
+    Some(Need { seen: format!("{name} {total:.2}"), limit, replicas })
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::scene::Scene;
+    use crate::scale::guard::scene::Scene;
 
     #[test]
-    fn llm_d_autoscaling_777_survivors_must_hold_the_load_of_all() {
-        let scene = Scene::steady(4, 3.4);
-        let decision = scene.guarded(3);
-        assert_eq!((decision.replicas, decision.guards.as_slice()), (4, ["survivors"].as_slice()));
-        assert_eq!(Scene::steady(4, 2.9).guarded(3).replicas, 3);
+    fn dynamo_pr_9294_two_at_seventy_percent_do_not_become_one() {
+        // Each is below its limit; the one that stayed would have 140 %.
+        let scene = Scene::steady(2, 1.4);
+        let held = scene.guard(1);
+        assert_eq!((held.replicas, held.guards.as_slice()), (2, ["survivors"].as_slice()));
+        assert!(held.reasons[0].contains("1.40"), "{:?}", held.reasons);
+        // At 45 % each the other can do it.
+        assert_eq!(Scene::steady(2, 0.9).guard(1).replicas, 1);
+        // Of twenty at 90 % two can go and three cannot.
+        assert_eq!(Scene::steady(20, 18.0).guard(18).replicas, 18);
+        assert_eq!(Scene::steady(20, 18.0).guard(17).replicas, 18);
     }
 
     #[test]
-    fn dynamo_14251_full_kv_caches_of_few_requests_count_too() {
-        let mut scene = Scene::steady(4, 0.5);
-        scene.samples.iter_mut().for_each(|sample| sample.kv_used = Some(0.8));
-        assert_eq!(scene.guarded(1).replicas, 4);
+    fn full_caches_and_queues_are_load_too() {
+        let mut scene = Scene::steady(4, 1.0);
+        scene.samples.last_mut().unwrap().kv_used = Some(0.7);
+        assert_eq!(scene.guard(2).replicas, 3);
+        scene.samples.last_mut().unwrap().kv_used = Some(0.2);
+        scene.samples.last_mut().unwrap().waiting = Some(40.0);
+        assert_eq!(scene.guard(2).replicas, 4);
     }
 }

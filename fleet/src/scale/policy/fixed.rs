@@ -22,6 +22,6 @@ impl Static {
             0 => observation.bounds.static_replicas,
             told => told,
         };
-        Decision { replicas, reasons: vec![format!("always {replicas}")], ..Decision::default() }
+        Decision { replicas, reasons: vec![format!("always {replicas}")], planned: true, ..Decision::default() }
     }
 }

@@ -46,31 +46,26 @@ parameters!(Hpa "hpa" {
     period_s "period" 1.0..=3600.0 "seconds in which replicas at most double",
 });
 
-/// One metric: what it adds up to over the replicas that serve, and its target for one.
-struct Metric {
-    name: &'static str,
-    total: f64,
-    target: f64,
-}
-
 impl Hpa {
     /// The largest wish of the metrics.
     #[must_use]
     pub fn desired(&self, observation: &Observation, now: Timestamp) -> Decision {
-        let Some((wanted, mut reasons)) = observation.newest().and_then(|newest| self.wish(newest, observation)) else {
-            return unknown(observation, "every metric");
-        };
+        let newest = observation.newest().and_then(|newest| self.wish(newest, observation));
+        let Some(newest) = newest else { return unknown(observation, "every metric") };
+        let wanted = newest.replicas;
+        let mut reasons = vec![newest.reason()];
         let current = observation.provisioned();
         let since = earlier(now, self.stabilise_s);
-        let before = observation.samples.iter().filter(|sample| sample.at > since);
-        let most = before.filter_map(|sample| self.wish(sample, observation)).map(|(wish, _)| wish).max();
-        let held = wanted.max(most.unwrap_or(0).min(current));
+        let before = &observation.samples[observation.samples.partition_point(|sample| sample.at <= since)..];
+        let wishes = before.iter().filter_map(|sample| self.wish(sample, observation));
+        let most = wishes.map(|wish| wish.replicas).max().unwrap_or(0);
+        let held = wanted.max(most.min(current));
         if held > wanted {
-            reasons.push(format!("up to {} was wanted within the last {:.0} s", most.unwrap_or(0), self.stabilise_s));
+            reasons.push(format!("up to {most} were wanted within the last {:.0} s", self.stabilise_s));
         }
         // `behavior.scaleUp`: by 100 % or four pods a period, whichever is more.
         let period = earlier(now, self.period_s);
-        let start = observation.samples.iter().find(|sample| sample.at > period);
+        let start = observation.samples.get(observation.samples.partition_point(|sample| sample.at <= period));
         let base = start.map_or(current, |sample| sample.ready + sample.pending).min(current);
         let most_now = base.saturating_mul(2).max(base.saturating_add(4));
         let replicas = if held > current { held.min(most_now.max(current)) } else { held };
@@ -81,39 +76,29 @@ impl Hpa {
     }
 
     /// What the metrics of one look wish for; `None` when none is known.
-    fn wish(&self, sample: &Sample, observation: &Observation) -> Option<(u32, Vec<String>)> {
+    fn wish(&self, sample: &Sample, observation: &Observation) -> Option<Wish> {
         let ready = f64::from(sample.ready);
         let at_capacity = observation.bounds.batch_at_capacity.max(1.0);
         let metrics = [
-            sample.running.map(|running| Metric {
-                name: "requests in batches",
-                total: running / at_capacity,
-                target: self.target,
-            }),
-            sample.waiting.map(|waiting| Metric { name: "requests waiting", total: waiting, target: self.waiting }),
-            sample.utilisation.map(|part| Metric {
-                name: "time in steps",
-                total: part * ready,
-                target: self.utilisation,
-            }),
+            ("requests in batches", sample.running.map(|running| running / at_capacity), self.target),
+            ("requests waiting", sample.waiting, self.waiting),
+            ("time in steps", sample.utilisation.map(|part| part * ready), self.utilisation),
         ];
-        let wishes = metrics.into_iter().flatten().filter(|metric| metric.target > 0.0);
-        let wishes = wishes.map(|metric| self.of(&metric, sample));
-        wishes.max_by_key(|(wish, _)| *wish).map(|(wish, reason)| (wish, vec![reason]))
+        let used = metrics.into_iter().filter(|(.., target)| *target > 0.0);
+        used.filter_map(|(name, total, target)| Some(self.of(name, total?, target, sample)))
+            .max_by_key(|wish| wish.replicas)
     }
 
-    fn of(&self, metric: &Metric, sample: &Sample) -> (u32, String) {
-        let Metric { name, total, target } = metric;
-        let (ready, all) = (f64::from(sample.ready), f64::from(sample.ready + sample.pending));
-        let current = sample.ready + sample.pending;
-        if sample.ready == 0 {
-            // Without a pod that serves there is no average; a queue in front of none asks for the first.
-            let wish = current.max(u32::from(*total > 0.0));
-            return (wish, format!("{name} {total:.1} and nothing serves"));
-        }
-        let ratio = total / ready / target;
-        let with_unready = total / all / target;
-        let wish = if (ratio - 1.0).abs() <= self.tolerance {
+    /// What one metric wishes for, that adds up to `total` over the replicas that serve and should be `target` for each.
+    fn of(&self, name: &'static str, total: f64, target: f64, sample: &Sample) -> Wish {
+        let current = sample.ready.saturating_add(sample.pending);
+        let (ready, all) = (f64::from(sample.ready), f64::from(current));
+        // Without a pod that serves there is no average; a queue in front of none asks for the first.
+        let ratio = if sample.ready == 0 { f64::from(u8::from(total > 0.0)) } else { total / ready / target };
+        let with_unready = total / all.max(1.0) / target;
+        let replicas = if sample.ready == 0 {
+            current.max(u32::from(total > 0.0))
+        } else if (ratio - 1.0).abs() <= self.tolerance {
             current
         } else if ratio < 1.0 {
             whole(ratio * ready)
@@ -122,6 +107,21 @@ impl Hpa {
         } else {
             whole(with_unready * all)
         };
-        (wish, format!("{name} are {ratio:.2} of the target of {target} a replica, which takes {wish}"))
+        Wish { name, ratio, target, replicas }
+    }
+}
+
+/// What the metric with the largest wish says.
+struct Wish {
+    name: &'static str,
+    ratio: f64,
+    target: f64,
+    replicas: u32,
+}
+
+impl Wish {
+    fn reason(&self) -> String {
+        let Wish { name, ratio, target, replicas } = self;
+        format!("{name} are {ratio:.2} of the target of {target} a replica, which takes {replicas}")
     }
 }

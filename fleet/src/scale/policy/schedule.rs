@@ -70,7 +70,7 @@ impl Schedule {
                 (otherwise, format!("scheduled: {otherwise} at all other times"))
             }
         };
-        Decision { replicas, reasons: vec![reason], ..Decision::default() }
+        Decision { replicas, reasons: vec![reason], planned: true, ..Decision::default() }
     }
 }
 

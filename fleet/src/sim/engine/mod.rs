@@ -3,7 +3,7 @@
 //! It schedules as [`crate::engine::scheduler`] does, which takes one step after the other: running requests first, prompts in
 //! chunks beside them, the request admitted last put back and recomputed when memory runs out, a prefix cache. But a batch
 //! in which everybody decodes goes on unchanged until somebody comes or leaves, so all those steps are taken at once:
-//! their time has a closed form ([`cost`]), who leaves next is the top of a heap of step numbers, and a ring counts the
+//! their time has a closed form (`cost`), who leaves next is the top of a heap of step numbers, and a ring counts the
 //! requests by the step in which their next block is due. Work is done per request, not per token.
 
 pub mod calibrate;
