@@ -155,7 +155,8 @@ fn both<A: Send, T: Send>(of: [A; 2], job: impl Fn(A) -> Result<T, Failure> + Sy
 
 /// A recorded trace with a fleet whose peak is near [`PEAK_REPLICAS`].
 fn recorded(arguments: &Arguments, folder: &Path, name: &str, days: f64) -> Result<(Scenario, Trace), Failure> {
-    let options = TraceOptions { to_s: Some(days * DAY_S), seed: arguments.seed, ..TraceOptions::default() };
+    let options =
+        TraceOptions { to_s: (days < 7.0).then_some(days * DAY_S), seed: arguments.seed, ..TraceOptions::default() };
     let pairs = folder.join(format!("azure_llm_2023_{name}.csv"));
     let trace = Trace::hybrid(&pairs, &folder.join(format!("azure_llm_2024_{name}_10s.csv")), &options)?;
     let mix = trace.mix(MIX)?;

@@ -28,7 +28,12 @@ use super::wanted::{Unknown, Wanted};
 use crate::grpc;
 
 /// The messages and the service, made of `proto/externalscaler.proto`.
-#[expect(unused_qualifications, reason = "generated code writes whole paths")]
+#[expect(
+    unused_qualifications,
+    clippy::allow_attributes,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code writes whole paths, and brings its own attributes"
+)]
 pub mod contract {
     tonic::include_proto!("externalscaler");
 }

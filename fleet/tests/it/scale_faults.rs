@@ -70,7 +70,7 @@ fn seconds(outcome: &Outcome, logged: &Logged) -> f64 {
     logged.at.micros_since(start) as f64 / 1e6 + 10.0
 }
 
-fn during<'a>(outcome: &'a Outcome, from_s: f64, to_s: f64) -> impl Iterator<Item = &'a Logged> {
+fn during(outcome: &Outcome, from_s: f64, to_s: f64) -> impl Iterator<Item = &Logged> {
     outcome.log.iter().filter(move |logged| (from_s..to_s).contains(&seconds(outcome, logged)))
 }
 

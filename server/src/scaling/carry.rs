@@ -12,7 +12,7 @@ use fleet::actuate::{Actual, ActuateError, Actuator, Spec};
 use fleet::scale::ManualChange;
 use futures_util::future::join_all;
 use gateway::{Availability, Gateway};
-use ledger::{Clock, ScalingMode, Timestamp};
+use ledger::{Clock, Label, ScalingMode, Timestamp};
 use tokio::sync::watch;
 
 use super::Means;
@@ -115,6 +115,12 @@ impl Carrier {
         };
         self.orders.send_replace(Some(order));
         Some(replicas)
+    }
+
+    /// Lets the gateway send to what serves and is to stay.
+    pub fn offer(&self, roster: &roster::Roster) {
+        let state = self.lock();
+        roster::offer(&self.plan, &self.gateway, roster, &state.draining);
     }
 
     /// Drops what is under way: somebody pulled the switch. What was draining serves again.
@@ -245,12 +251,18 @@ impl Carrier {
     async fn drain(&self, replicas: u32) {
         let roster = roster::roster(&self.plan, &self.declared, None, self.clock.now());
         let going: Vec<usize> = (index(replicas)..self.plan.replicas.len()).filter(|&at| roster.running[at]).collect();
-        self.lock().draining = going.iter().copied().collect();
-        let upstreams = going.iter().filter_map(|&at| self.plan.replicas[at].upstream.clone());
-        let drained = join_all(upstreams.map(|upstream| async move {
-            self.gateway.set_available(&upstream, Availability::Draining);
-            self.gateway.drained(&upstream).await;
-        }));
+        let upstreams: Vec<Label> = {
+            // Under the lock, so that no offer made from an older look says that they serve.
+            let mut state = self.lock();
+            state.draining = going.iter().copied().collect();
+            let upstreams: Vec<Label> =
+                going.iter().filter_map(|&at| self.plan.replicas[at].upstream.clone()).collect();
+            for upstream in &upstreams {
+                self.gateway.set_available(upstream, Availability::Draining);
+            }
+            upstreams
+        };
+        let drained = join_all(upstreams.iter().map(|upstream| self.gateway.drained(upstream)));
         if tokio::time::timeout(self.plan.drain, drained).await.is_err() {
             tracing::warn!(deployment = %self.plan.id.name, "requests did not end within drain_ms_max; their replica is stopped");
         }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use fleet::actuate::Wanted;
+use fleet::scale::shadow::imagined;
 use fleet::scale::{Observation, Past, Sample, judge};
 use fleet::sim::capacity::{Capacity, Work};
 use gateway::Demand;
@@ -93,6 +94,7 @@ impl Scaled {
         for interval in [&mut deciding, &mut offering] {
             interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         }
+        let mut woken = false;
         let (reworked, mut fresh) = mpsc::channel(1);
         let reworking = tokio::spawn(rework(Arc::clone(&self.plan), self.parts.clone(), reworked));
         loop {
@@ -101,10 +103,13 @@ impl Scaled {
                 Some(capacity) = fresh.recv() => self.take(capacity),
                 _ = deciding.tick() => self.decide(),
                 _ = offering.tick() => {
-                    if self.offer() {
+                    // The first request that waits is decided about at once; if the answer is no, the next look is due in its time.
+                    let waits = self.offer();
+                    if waits && !woken {
                         self.decide();
                         deciding.reset();
                     }
+                    woken = waits;
                 }
             }
         }
@@ -137,7 +142,7 @@ impl Scaled {
         let carried = self.carrier.carried();
         let roster = self.roster(&carried, now);
         roster::declare_ready(&self.plan, &self.parts.means.declared, &roster, now);
-        roster::offer(&self.plan, &self.parts.means.gateway, &roster, &carried.draining);
+        self.carrier.offer(&roster);
         let held = self.demand().held;
         self.parts.keda.iter().for_each(|keda| keda.hold(&self.plan.id.pool, &self.plan.id.name, held.into()));
         held > 0 && roster.ready() == 0 && roster.pending.is_empty() && carried.order.is_none()
@@ -150,7 +155,13 @@ impl Scaled {
     fn roster(&self, carried: &Carried, now: Timestamp) -> Roster {
         let fresh = u64::try_from(self.plan.fresh.as_micros()).unwrap_or(u64::MAX);
         let actual = carried.actual.as_ref().filter(|(at, _)| now.micros_since(*at) <= fresh).map(|(_, actual)| actual);
-        roster::roster(&self.plan, &self.parts.means.declared, actual, now)
+        let mut roster = roster::roster(&self.plan, &self.parts.means.declared, actual, now);
+        roster.without_silent(|index| {
+            let replica = self.plan.replicas.get(index).filter(|replica| replica.metrics)?;
+            let reading = self.parts.means.telemetry.reading(replica.upstream.as_ref()?)?;
+            (now.micros_since(reading.at) > fresh).then_some(reading.at)
+        });
+        roster
     }
 
     /// What the engines that serve last said.
@@ -201,16 +212,28 @@ impl Scaled {
             self.carrier.stop();
         }
         let carried = self.carrier.carried();
-        let roster = self.roster(&carried, now);
+        let mut roster = self.roster(&carried, now);
+        roster.without(&carried.draining);
         let looked = self.look(&roster, now);
         let bounds = self.plan.bounds(&self.capacity);
+        // In shadow the next step starts from what the steps before would have led to, not from the static plan.
+        let imagined = match mode {
+            ScalingMode::Shadow => imagined(&self.decisions, bounds.cold_start_s, now),
+            ScalingMode::Act | ScalingMode::Stopped => None,
+        };
+        if let (Some(fleet), Some(newest)) = (&imagined, self.samples.last_mut()) {
+            *newest = fleet.look(newest);
+        }
+        let (ready, pending) = imagined
+            .as_ref()
+            .map_or((roster.ready(), roster.pending.as_slice()), |fleet| (fleet.ready, fleet.pending.as_slice()));
         let observation = Observation {
             samples: &self.samples,
             history: &self.history.bins,
             history_start: self.history.start,
             future: &[],
-            ready: roster.ready(),
-            pending: &roster.pending,
+            ready,
+            pending,
             draining: u32::try_from(carried.draining.len()).unwrap_or(u32::MAX),
             decisions: &self.decisions,
             manual: carried.manual,

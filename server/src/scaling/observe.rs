@@ -167,6 +167,8 @@ impl Eye {
                 (sample.load, sample.prefill_load, sample.arrivals_per_s) = (None, None, None);
                 (sample.input_tokens_per_s, sample.output_tokens_per_s) = (None, None);
             }
+            // What the gateway holds is known whatever the engines say, and somebody has to serve it.
+            sample.waiting = (held > 0.0).then_some(held);
             return stale_us;
         }
         let all = count(seen.engines.len()) / count(fresh.len()) * seen.replicas_behind;

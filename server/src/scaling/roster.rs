@@ -25,6 +25,31 @@ pub struct Roster {
 }
 
 impl Roster {
+    /// Takes out replicas whose metrics have gone silent while others' have not: their process is gone or hangs. When all are
+    /// silent it is the reading that fails, and nobody is taken out.
+    pub fn without_silent(&mut self, since: impl Fn(usize) -> Option<Timestamp>) {
+        let serving = (0..self.ready.len()).filter(|&index| self.ready[index]);
+        let silent: Vec<(usize, Timestamp)> =
+            serving.clone().filter_map(|index| Some((index, since(index)?))).collect();
+        if silent.len() == serving.count() {
+            return;
+        }
+        for (index, since) in silent {
+            self.ready[index] = false;
+            self.pending.push(Pending { since, scheduled: None });
+        }
+        self.pending.sort_by_key(|pending| pending.since);
+    }
+
+    /// Takes out replicas that finish what they have.
+    pub fn without(&mut self, draining: &BTreeSet<usize>) {
+        for &index in draining {
+            if let Some(ready) = self.ready.get_mut(index) {
+                *ready = false;
+            }
+        }
+    }
+
     /// How many serve.
     #[must_use]
     pub fn ready(&self) -> u32 {
@@ -215,6 +240,20 @@ mod tests {
         assert_eq!(roster.pending, [Pending { since: at(7), scheduled: None }]);
         let roster = of(&plan, &[gpus("r1", 7)], &engines, None, at(10));
         assert_eq!((roster.ready, roster.running), (vec![false, false], vec![false, true]), "no GPUs, no service");
+    }
+
+    #[test]
+    fn a_replica_gone_silent_does_not_serve_unless_all_have() {
+        let both = Roster { running: vec![true; 2], ready: vec![true; 2], pending: Vec::new() };
+        let mut one = both.clone();
+        one.without_silent(|index| (index == 0).then_some(at(3)));
+        assert_eq!((one.ready, one.pending), (vec![false, true], vec![Pending { since: at(3), scheduled: None }]));
+        let mut all = both.clone();
+        all.without_silent(|_| Some(at(3)));
+        assert_eq!(all, both, "then it is the reading that fails");
+        let mut draining = both;
+        draining.without(&BTreeSet::from([1, 7]));
+        assert_eq!(draining.ready(), 1);
     }
 
     #[test]

@@ -128,7 +128,7 @@ fn every_level_is_played_with_the_policy_and_the_cheapest_taken() {
     let cheapest = levels.iter().map(|level| usd(&level["usd"])).min().unwrap();
     let best = &found["best_played"];
     assert_eq!(usd(&best["usd"]), cheapest);
-    assert!(best["gpus"].as_u64().unwrap() > 0 && best["gpus"].as_u64().unwrap() % 4 == 0, "{best}");
+    assert!(best["gpus"].as_u64().is_some_and(|gpus| gpus > 0 && gpus.is_multiple_of(4)), "{best}");
     // Without a commitment what is played is what the curve says.
     let (played, curve) = (usd(&levels[0]["usd"]), usd(&levels[0]["by_curve"]["usd"]));
     assert!((played - curve).pico().abs() < played.pico() / 1_000, "{played} {curve}");

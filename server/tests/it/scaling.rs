@@ -184,6 +184,8 @@ fn shadow_writes_everything_down_and_touches_nothing() {
         assert_eq!(chat(&served), 200);
     }
     until("decisions", || stand(&served)["decisions"].as_array().is_some_and(|decisions| decisions.len() > 10));
+    until("it would give one back", || stand(&served)["desired"] == 1);
+    std::thread::sleep(Duration::from_millis(500));
     let shown = stand(&served);
     assert_eq!((&shown["mode"], &shown["ready"], &shown["static_replicas"]), (&"shadow".into(), &2.into(), &2.into()));
     let decision = &shown["decisions"][0];

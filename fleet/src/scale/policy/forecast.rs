@@ -41,7 +41,7 @@ impl Default for Forecast {
     fn default() -> Forecast {
         let model = Model::default();
         Forecast {
-            spreads: 2.6,
+            spreads: 2.7,
             margin: 0.05,
             burst: 0.1,
             slack: 0.05,

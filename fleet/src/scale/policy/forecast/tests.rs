@@ -11,7 +11,7 @@ fn it_keeps_a_margin_for_what_it_cannot_know() {
     let mut scene = Scene::of(600, |_| 16.0);
     scene.ready = 10;
     let decision = decide(&scene);
-    // 16 · (1 + 0.05 + 2.6 · spread), with a spread that what is assumed and what was seen have in common.
+    // 16 · (1 + 0.05 + 2.7 · spread), with a spread that what is assumed and what was seen have in common.
     assert!((19..=21).contains(&decision.replicas), "{decision:?}");
     assert_eq!(decision.forecast.map(f64::round), Some(16.0));
     assert!(decision.reasons[0].contains("persistence"), "{decision:?}");
