@@ -51,6 +51,10 @@ pub enum ReplicaEvent {
     Ready,
     /// Its GPUs are given back.
     Stopped,
+    /// Its engines ended, and its GPUs stay paid for: they are committed.
+    Parked,
+    /// Its engines load again on the GPUs that it kept.
+    Resumed,
 }
 
 /// Why an event was not taken.
@@ -197,6 +201,18 @@ impl Declared {
                     ));
                 }
                 inner.engines.replica_ready(pool, replica, ready);
+                Ok(capacity::Changed { fact, changed: true })
+            }
+            ReplicaEvent::Parked | ReplicaEvent::Resumed => {
+                let fact = inner.pools.running(pool, replica).cloned();
+                let fact = fact.ok_or_else(|| format!("replica `{replica}` of pool `{pool}` has no GPUs"))?;
+                if matches!(event, ReplicaEvent::Parked) {
+                    inner.engines.replica_stopped(pool, replica, now, now);
+                } else {
+                    let mut again = fact.clone();
+                    again.period.start = now;
+                    inner.engines.replica_started(&again, now);
+                }
                 Ok(capacity::Changed { fact, changed: true })
             }
             ReplicaEvent::Stopped => {

@@ -111,7 +111,7 @@ impl Workload {
         self.in_time(async {
             let scale = self.scale().await?;
             self.see(asked(&scale));
-            let mut actual = Actual { replicas: asked(&scale), ready: None, pending: Vec::new() };
+            let mut actual = Actual { replicas: asked(&scale), ..Actual::default() };
             let selector = scale.status.and_then(|status| status.selector).filter(|selector| !selector.is_empty());
             if let Some(selector) = selector {
                 self.count_pods(&selector, &mut actual).await?;

@@ -189,7 +189,7 @@ impl Processes {
         let serve = join_all(processes.map(serves)).await;
         let ready = serve.iter().filter(|&&serves| serves).count();
         self.shared.mind_starts(&serve).await;
-        Actual { replicas: wanted, ready: u32::try_from(ready).ok(), pending: Vec::new() }
+        Actual { replicas: wanted, ready: u32::try_from(ready).ok(), serving: serve, pending: Vec::new() }
     }
 
     /// Runs the first so many. It returns when those that are to end have ended; the others are on their way then.
@@ -513,13 +513,14 @@ mod tests {
     async fn the_first_so_many_run_and_the_others_end_with_their_children() {
         let (folder, (up, _)) = (tempfile::tempdir().unwrap(), answering().await);
         let processes = Processes::new(of(&[&up, "http://127.0.0.1:1"], Idle::Stop), folder.path());
-        assert_eq!(processes.read().await, Actual { replicas: 0, ready: Some(0), pending: Vec::new() });
+        assert_eq!(processes.read().await, Actual { ready: Some(0), ..Actual::default() });
         processes.tell(2).await.unwrap();
         processes.tell(2).await.unwrap();
         let (first, second) = (pids(folder.path(), 0, 1).await, pids(folder.path(), 1, 1).await);
         assert_eq!((first.len(), second.len()), (1, 1), "told twice, started once");
         assert!(lives(first[0]) && lives(second[0]));
-        assert_eq!(processes.read().await, Actual { replicas: 2, ready: Some(1), pending: Vec::new() });
+        let read = processes.read().await;
+        assert_eq!((read.replicas, read.ready, read.serving.len()), (2, Some(1), 2));
         processes.tell(1).await.unwrap();
         assert!(lives(first[0]) && !lives(second[0]), "its child ended too");
         assert!(processes.tell(3).await.is_err());
@@ -577,7 +578,8 @@ mod tests {
         // As `kill -9` does: nothing is cleaned up.
         std::mem::forget(before);
         let after = Processes::new(spec.clone(), folder.path());
-        assert_eq!(after.read().await, Actual { replicas: 2, ready: Some(1), pending: Vec::new() });
+        let read = after.read().await;
+        assert_eq!((read.replicas, read.ready, read.serving.len()), (2, Some(1), 2));
         after.tell(2).await.unwrap();
         assert_eq!(pids(folder.path(), 0, 1).await, [first], "nothing is started a second time");
         after.tell(1).await.unwrap();

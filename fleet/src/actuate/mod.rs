@@ -89,6 +89,8 @@ pub struct Actual {
     pub replicas: u32,
     /// Replicas that serve, where it knows.
     pub ready: Option<u32>,
+    /// Which of the first replicas serve, where it knows each by itself; empty where it does not.
+    pub serving: Vec<bool>,
     /// Replicas on their way, where it knows more than their number.
     pub pending: Vec<OnTheWay>,
 }

@@ -45,7 +45,7 @@ pub(super) fn understood(what: &str, answer: &[u8]) -> Result<Actual, ActuateErr
         what: what.to_owned(),
         cause: format!("its answer is not {{\"replicas\": 3}}: {error}"),
     })?;
-    Ok(Actual { replicas: said.replicas, ready: said.ready, pending: Vec::new() })
+    Ok(Actual { replicas: said.replicas, ready: said.ready, ..Actual::default() })
 }
 
 #[cfg(test)]

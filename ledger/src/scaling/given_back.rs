@@ -277,7 +277,9 @@ impl Sums {
         self.actual.add(decided.rate, freed, micros);
         self.static_gpu_us += u128::from(gpus(decided.static_replicas)) * u128::from(micros);
         self.actual_gpu_us += u128::from(running) * u128::from(micros);
-        self.freed_gpu_us += u128::from(freed) * u128::from(micros);
+        // What stands reserved is paid for and in the books; what nothing ran on was free for other work all the same.
+        let used = running.min(gpus(decided.provisioned));
+        self.freed_gpu_us += u128::from(committed.saturating_sub(used)) * u128::from(micros);
     }
 
     fn part(self, mode: ScalingMode) -> Part {

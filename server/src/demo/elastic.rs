@@ -23,7 +23,7 @@ use tokio::task::JoinHandle;
 
 use super::engines::{LOAD_BYTES_PER_S, described};
 use crate::config::{
-    Config, ModeSection, ObjectiveSection, PoolSection, ReplicaSection, ScaleSection, UpstreamSection,
+    CapacitySection, Config, ModeSection, ObjectiveSection, PoolSection, ReplicaSection, ScaleSection, UpstreamSection,
 };
 
 /// The pool, the model that it serves, who owns it, and its price.
@@ -196,9 +196,10 @@ impl Elastic {
             objective: ObjectiveSection { ttft_ms: 1_000.0, tpot_ms: 75.0, percentile: 0.95 },
             decide_every_ms: DECIDE_EVERY_MS,
             drain_ms_max: 10_000,
-            capacity: None,
+            // So few and short requests are of no usual mix, and there is no ledger yet that knows them.
+            capacity: Some(CapacitySection { requests_per_s: 6.0, input_tokens: 110, output_tokens: 16, batch: None }),
             // What protects a service for hours would keep a demo of seconds from giving anything back.
-            guards: Guards { stabilise_s: 2.0, down_per_minute: 0.0, ..Guards::default() },
+            guards: Guards { stabilise_s: 2.0, down_per_minute: 0.0, survivors_full: 0.0, ..Guards::default() },
             actuator: Actuator::Webhook { url: hook, token: None },
         })
     }

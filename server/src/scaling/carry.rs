@@ -16,6 +16,7 @@ use ledger::{Clock, Label, ScalingMode, Timestamp};
 use tokio::sync::watch;
 
 use super::Means;
+use super::observe::whole;
 use super::plan::Plan;
 use super::roster;
 use crate::declared::Declared;
@@ -53,6 +54,8 @@ pub struct Carried {
     pub done: u64,
     /// Replicas that finish what they have.
     pub draining: BTreeSet<usize>,
+    /// Whether an order is being told at this moment.
+    pub telling: bool,
     /// What the actuator last said, and when.
     pub actual: Option<(Timestamp, Actual)>,
     /// The last change by somebody else.
@@ -95,7 +98,8 @@ impl Carrier {
     pub fn carried(&self) -> Carried {
         let mut carried = self.lock().clone();
         let now = self.clock.now();
-        carried.manual = carried.manual.filter(|change| now.micros_since(change.at) < MANUAL_US);
+        let respected_us = MANUAL_US.max(whole(self.plan.guards.manual_s * 1e6).unwrap_or(MANUAL_US));
+        carried.manual = carried.manual.filter(|change| now.micros_since(change.at) < respected_us);
         carried
     }
 
@@ -126,7 +130,10 @@ impl Carrier {
     /// Drops what is under way: somebody pulled the switch. What was draining serves again.
     pub fn stop(&self) {
         let mut state = self.lock();
-        state.draining.clear();
+        // What is being told already is told to its end; who was to go may be gone.
+        if !state.telling {
+            state.draining.clear();
+        }
         if state.order.take().is_some() {
             drop(state);
             self.orders.send_replace(None);
@@ -136,9 +143,6 @@ impl Carrier {
     /// Reads the actuator once.
     pub async fn read(&self) {
         let before = self.lock().done;
-        if self.lock().order.is_some() {
-            return;
-        }
         let read = self.actuator.read().await;
         let now = self.clock.now();
         let asked = {
@@ -158,7 +162,7 @@ impl Carrier {
             if state.order.is_some() || state.done != before {
                 return;
             }
-            if state.asked.is_some_and(|ours| ours != asked) {
+            if self.acts && state.asked.is_some_and(|ours| ours != asked) {
                 tracing::warn!(deployment = %self.plan.id.name, replicas = asked, "somebody else scaled; that is respected");
                 state.manual = Some(ManualChange { at: now, replicas: asked });
             }
@@ -190,12 +194,15 @@ impl Carrier {
                 }
                 continue;
             };
-            let outcome = tokio::select! {
+            let drained = tokio::select! {
                 biased;
-                outcome = self.carry(&order) => Some(outcome),
+                () = self.drain(order.replicas) => true,
                 // A newer order: what drains for the old one may be wanted again.
-                _ = superseded(&mut orders, &order) => None,
+                _ = superseded(&mut orders, &order) => false,
             };
+            // Told to its end: of what was broken off nobody would know whether it was done.
+            let outcome = if drained && self.still_wanted(&order) { Some(self.carry(&order).await) } else { None };
+            self.lock().telling = false;
             match outcome {
                 None => pause = PAUSE,
                 Some(Ok(())) => {
@@ -231,7 +238,6 @@ impl Carrier {
     }
 
     async fn carry(&self, order: &Order) -> Result<(), ActuateError> {
-        self.drain(order.replicas).await;
         self.actuator.tell(order.replicas, &order.key).await?;
         // Where nobody is told, whoever acts on the metrics says through the API what becomes of GPUs. KEDA does as it reads.
         if self.plan.actuator == Spec::None {
@@ -247,6 +253,13 @@ impl Carrier {
         Ok(())
     }
 
+    /// Whether nobody has taken the order back; from here on it is being told.
+    fn still_wanted(&self, order: &Order) -> bool {
+        let mut state = self.lock();
+        state.telling = state.order.as_ref() == Some(order);
+        state.telling
+    }
+
     /// Waits until the replicas beyond the first so many have nothing left to do, as long as they may take.
     async fn drain(&self, replicas: u32) {
         let roster = roster::roster(&self.plan, &self.declared, None, self.clock.now());
@@ -255,8 +268,9 @@ impl Carrier {
             // Under the lock, so that no offer made from an older look says that they serve.
             let mut state = self.lock();
             state.draining = going.iter().copied().collect();
-            let upstreams: Vec<Label> =
-                going.iter().filter_map(|&at| self.plan.replicas[at].upstream.clone()).collect();
+            let own = going.iter().filter_map(|&at| self.plan.replicas[at].upstream.clone());
+            let service = self.plan.service.clone().filter(|_| replicas == 0 && !going.is_empty());
+            let upstreams: Vec<Label> = own.chain(service).collect();
             for upstream in &upstreams {
                 self.gateway.set_available(upstream, Availability::Draining);
             }

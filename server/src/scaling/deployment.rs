@@ -9,7 +9,7 @@ use fleet::scale::shadow::imagined;
 use fleet::scale::{Observation, Past, Sample, judge};
 use fleet::sim::capacity::{Capacity, Work};
 use gateway::Demand;
-use ledger::{Fact, Label, ScalingDecision, ScalingMode, Timestamp};
+use ledger::{Fact, GpuHourRate, Label, ScalingDecision, ScalingMode, Timestamp};
 use tokio::sync::mpsc;
 
 use super::Means;
@@ -74,11 +74,14 @@ impl Scaled {
                 Usual::of(seen, sum(|pair| pair.0) / seen, sum(|pair| pair.1) / seen)
             }
         };
-        let fitted =
-            parts.means.declared.engines().into_iter().find(|(fact, _)| fact.model.as_ref() == Some(&plan.id.name));
-        let constants = fitted.and_then(|(fact, _)| fact.setup.constants);
-        let planned = Arc::clone(&plan);
-        let capacity = tokio::task::spawn_blocking(move || planned.reach(&mix, constants)).await??;
+        let capacity = match reach(&plan, &parts, mix).await {
+            Ok(capacity) => capacity,
+            Err(error) => {
+                // Requests of late that no replica serves in time are no reason to serve none.
+                tracing::warn!(deployment = %plan.id.name, "a usual request is taken for what a replica can do: {error:#}");
+                reach(&plan, &parts, Vec::new()).await?
+            }
+        };
         let now = parts.means.clock.now();
         let history = history::load(&session, &plan.id, &capacity.work, now).await.context("the load so far")?;
         let (decisions, _) = history::decisions(&session, &plan.id, now).await.context("the decisions so far")?;
@@ -138,6 +141,12 @@ impl Scaled {
         if self.plan.mode != ScalingMode::Act {
             return false;
         }
+        let (mode, _) = self.mode();
+        if mode == ScalingMode::Stopped {
+            // The switch holds at once, not from the next decision on.
+            self.carrier.stop();
+            self.parts.keda.iter().for_each(|keda| keda.forget(&self.plan.id.pool, &self.plan.id.name));
+        }
         let now = self.parts.means.clock.now();
         let carried = self.carrier.carried();
         let roster = self.roster(&carried, now);
@@ -145,7 +154,17 @@ impl Scaled {
         self.carrier.offer(&roster);
         let held = self.demand().held;
         self.parts.keda.iter().for_each(|keda| keda.hold(&self.plan.id.pool, &self.plan.id.name, held.into()));
-        held > 0 && roster.ready() == 0 && roster.pending.is_empty() && carried.order.is_none()
+        mode == ScalingMode::Act
+            && held > 0
+            && roster.ready() == 0
+            && roster.pending.is_empty()
+            && carried.order.is_none()
+    }
+
+    /// The price of a GPU as the pool's replicas are booked now; the configuration's while there is none.
+    fn rate(&self) -> GpuHourRate {
+        let gpus = self.parts.means.declared.replicas();
+        gpus.iter().find(|fact| fact.pool == self.plan.id.pool).map_or(self.plan.rate, |fact| fact.rate)
     }
 
     fn demand(&self) -> Demand {
@@ -247,7 +266,12 @@ impl Scaled {
         if let Some(keda) = &self.parts.keda {
             let (pool, name) = (&self.plan.id.pool, &self.plan.id.name);
             match mode {
-                ScalingMode::Act => keda.tell(pool, name, decided.replicas, now),
+                ScalingMode::Act => {
+                    // Who is to go drains first: until then KEDA keeps what there was.
+                    let after = self.carrier.carried();
+                    let before = after.order.and(after.asked).unwrap_or(decided.replicas);
+                    keda.tell(pool, name, decided.replicas.max(before), now);
+                }
                 ScalingMode::Stopped | ScalingMode::Shadow => keda.forget(pool, name),
             }
         }
@@ -265,7 +289,7 @@ impl Scaled {
             static_replicas: self.plan.bounds.static_replicas,
             committed: self.plan.bounds.committed,
             gpus: self.plan.gpus,
-            rate: self.plan.rate,
+            rate: self.rate(),
             reasons: decided.reasons,
             guards: decided.guards.into_iter().map(Into::into).collect(),
             inputs: inputs(&looked, decided.forecast),
@@ -275,6 +299,24 @@ impl Scaled {
             tracing::error!(deployment = %self.plan.id.name, "a scaling decision could not be written: {error}");
         }
         self.parts.board.decided(&self.plan.id, Shown::of(&self.plan, &self.capacity, &carried, &decision, why));
+    }
+}
+
+/// While nothing can be decided: the floor is asked for, and the gateway sends to what serves.
+async fn offer_meanwhile(plan: &Arc<Plan>, parts: &Parts, carrier: &Arc<Carrier>) {
+    if plan.mode != ScalingMode::Act || parts.switch.stopped(&plan.id).is_some() {
+        return tokio::time::sleep(AGAIN).await;
+    }
+    let means = &parts.means;
+    let carried = carrier.carried();
+    let asked = carried.asked.unwrap_or(0).max(plan.bounds.floor).max(1).min(plan.bounds.ceiling);
+    carrier.ask(asked, means.clock.now());
+    let until = tokio::time::Instant::now() + AGAIN;
+    while tokio::time::Instant::now() < until {
+        let actual = carrier.carried().actual;
+        let now = means.clock.now();
+        carrier.offer(&roster::roster(plan, &means.declared, actual.as_ref().map(|(_, actual)| actual), now));
+        tokio::time::sleep(OFFER_EVERY).await;
     }
 }
 
@@ -322,7 +364,7 @@ pub async fn keep(plan: Arc<Plan>, parts: Parts, carrier: Arc<Carrier>, shutdown
         }
         tokio::select! {
             () = shutdown.requested() => return,
-            () = tokio::time::sleep(AGAIN) => {}
+            () = offer_meanwhile(&plan, &parts, &carrier) => {}
         }
     }
 }

@@ -8,7 +8,7 @@ use fleet::scale::Pending;
 use gateway::{Availability, Gateway};
 use ledger::{CapacityFact, EngineFact, Label, Timestamp};
 
-use super::plan::Plan;
+use super::plan::{Plan, Replica};
 use crate::capacity::Described;
 use crate::declared::{Declared, ReplicaEvent};
 use crate::facts::Facts;
@@ -79,12 +79,20 @@ fn of(
     let told_ready = actual.and_then(|actual| actual.ready).map(|ready| usize::try_from(ready).unwrap_or(usize::MAX));
     let mut waiting = Vec::new();
     for (index, replica) in plan.replicas.iter().enumerate() {
-        let running = fact(&replica.name);
+        let engine = engine_of(replica, engines);
+        // Committed GPUs stay when nothing runs on them: then the engine, or who was asked for how many, knows.
+        let parked = match &replica.upstream {
+            Some(_) => engine.is_some_and(|(_, runs)| !runs),
+            None => actual.is_some_and(|actual| index >= usize::try_from(actual.replicas).unwrap_or(usize::MAX)),
+        };
+        let running = fact(&replica.name).filter(|_| !parked);
         let ready = running.is_some()
             && match &replica.upstream {
-                Some(upstream) => {
-                    let heard = engines.iter().find(|(fact, _)| fact.engine == *upstream);
-                    let heard = heard.is_some_and(|(fact, runs)| *runs && fact.ready_at.is_none_or(|at| at <= now));
+                Some(_) if actual.is_some_and(|actual| index < actual.serving.len()) => {
+                    actual.is_some_and(|actual| actual.serving[index])
+                }
+                Some(_) => {
+                    let heard = engine.is_some_and(|(fact, runs)| *runs && fact.ready_at.is_none_or(|at| at <= now));
                     // Where no metrics can tell and no actuator does, whatever runs is taken to serve.
                     let blind = !replica.metrics && told_ready.is_none();
                     heard || blind || (!replica.metrics && told_ready.is_some_and(|ready| index < ready))
@@ -102,7 +110,8 @@ fn of(
         if let Some(fact) = running
             && !ready
         {
-            waiting.push(Pending { since: fact.period.start, scheduled: None });
+            let since = engine.map_or(fact.period.start, |(engine, _)| engine.period.start.max(fact.period.start));
+            waiting.push(Pending { since, scheduled: None });
         }
     }
     // Of replicas on their way the actuator knows more: whether they have a place.
@@ -129,20 +138,24 @@ pub fn declare(plan: &Plan, declared: &Declared, facts: &Facts, replicas: u32, n
     }
 }
 
-/// Whether anything was new.
+/// Whether anything was new. Committed GPUs stay in the books when nothing runs on them, because they are paid for.
 fn tell(plan: &Plan, declared: &Declared, replicas: u32, now: Timestamp) -> bool {
     let running = declared.replicas();
+    let engines = declared.engines();
     let mut changed = false;
     for (index, replica) in (0u32..).zip(&plan.replicas) {
-        let runs = running.iter().any(|fact| fact.pool == plan.id.pool && fact.replica == replica.name);
-        let event = match (index < replicas, runs) {
+        let has_gpus = running.iter().any(|fact| fact.pool == plan.id.pool && fact.replica == replica.name);
+        let runs = has_gpus && engine_of(replica, &engines).is_none_or(|(_, runs)| *runs);
+        let event = match (index < replicas, has_gpus) {
+            // The price is the pool's as it is now.
             (true, false) => ReplicaEvent::Started(Described {
                 gpus: Some(plan.gpus),
-                rate: Some(plan.rate),
                 deployment: Some(plan.id.name.clone()),
                 ..Described::default()
             }),
-            (false, true) => ReplicaEvent::Stopped,
+            (true, true) if !runs => ReplicaEvent::Resumed,
+            (false, true) if index >= plan.bounds.committed => ReplicaEvent::Stopped,
+            (false, true) if runs && replica.upstream.is_some() => ReplicaEvent::Parked,
             _ => continue,
         };
         match declared.replica((&plan.id.pool, &replica.name), &event, None, now) {
@@ -154,6 +167,12 @@ fn tell(plan: &Plan, declared: &Declared, replicas: u32, now: Timestamp) -> bool
         }
     }
     changed
+}
+
+/// The engine that a replica's upstream leads to, and whether it runs.
+fn engine_of<'a>(replica: &Replica, engines: &'a [(EngineFact, bool)]) -> Option<&'a (EngineFact, bool)> {
+    let upstream = replica.upstream.as_ref()?;
+    engines.iter().find(|(fact, _)| fact.engine == *upstream)
 }
 
 /// Tells the ledger which replicas serve, where their own metrics cannot.
@@ -175,8 +194,12 @@ pub fn declare_ready(plan: &Plan, declared: &Declared, roster: &Roster, now: Tim
 /// Lets the gateway send to what serves and is to stay, and to nothing else.
 pub fn offer(plan: &Plan, gateway: &Gateway, roster: &Roster, draining: &BTreeSet<usize>) {
     if let Some(service) = &plan.service {
-        let serves = roster.ready() > 0;
-        gateway.set_available(service, if serves { Availability::Serving } else { Availability::Away });
+        let availability = match (roster.ready() > 0, draining.contains(&0)) {
+            (true, false) => Availability::Serving,
+            (true, true) => Availability::Draining,
+            (false, _) => Availability::Away,
+        };
+        gateway.set_available(service, availability);
         return;
     }
     for (index, replica) in plan.replicas.iter().enumerate() {
