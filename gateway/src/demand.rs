@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use ledger::{Attempt, Outcome};
+use ledger::{Attempt, Outcome, UsageQuality};
 
 /// Steps of equal width in each doubling of a time: a percentile is known to an eighth.
 const STEPS: u64 = 8;
@@ -27,6 +27,9 @@ pub struct Demand {
     pub aborted: u64,
     /// Attempts that ended in any other way.
     pub failed: u64,
+    /// Attempts whose tokens are in the sums below, however they ended: what a usual one has is to be divided by these. One that
+    /// failed without any token is none of them, and neither is one of which nobody knows.
+    pub counted: u64,
     /// Input tokens of attempts that ended, those read from a cache left out.
     pub input_tokens: u64,
     /// Input tokens that were read from a cache.
@@ -52,6 +55,7 @@ impl Demand {
             finished: self.finished.saturating_sub(earlier.finished),
             aborted: self.aborted.saturating_sub(earlier.aborted),
             failed: self.failed.saturating_sub(earlier.failed),
+            counted: self.counted.saturating_sub(earlier.counted),
             input_tokens: self.input_tokens.saturating_sub(earlier.input_tokens),
             cached_input_tokens: self.cached_input_tokens.saturating_sub(earlier.cached_input_tokens),
             output_tokens: self.output_tokens.saturating_sub(earlier.output_tokens),
@@ -117,6 +121,7 @@ pub(crate) struct Tally {
     finished: AtomicU64,
     aborted: AtomicU64,
     failed: AtomicU64,
+    counted: AtomicU64,
     input_tokens: AtomicU64,
     cached_input_tokens: AtomicU64,
     output_tokens: AtomicU64,
@@ -144,6 +149,12 @@ impl Tally {
         up(&self.input_tokens, usage.input_tokens().saturating_sub(cached));
         let output = usage.output_tokens();
         up(&self.output_tokens, output);
+        let has_tokens = match attempt.outcome {
+            Outcome::Completed | Outcome::ClientAborted => true,
+            // One that no upstream took is of no length: its next attempt is.
+            _ => usage.input_tokens() > 0 || output > 0,
+        };
+        up(&self.counted, u64::from(has_tokens && attempt.usage_quality != UsageQuality::Missing));
         let times = &attempt.timeline;
         let (true, Some(first_us), Some(last_us)) = (attempt.route.streamed, times.first_token_us, times.last_token_us)
         else {
@@ -161,6 +172,7 @@ impl Tally {
             finished: get(&self.finished),
             aborted: get(&self.aborted),
             failed: get(&self.failed),
+            counted: get(&self.counted),
             input_tokens: get(&self.input_tokens),
             cached_input_tokens: get(&self.cached_input_tokens),
             output_tokens: get(&self.output_tokens),
@@ -251,7 +263,7 @@ mod tests {
             outcome,
             status: Some(200),
             usage: TokenUsage { input: 100, cache_read: 20, output, ..TokenUsage::default() },
-            usage_quality: ledger::UsageQuality::Reported,
+            usage_quality: UsageQuality::Reported,
             charge: Charge::Unpriced { reason: UnpricedReason::NoUsage },
         }
     }
@@ -271,7 +283,7 @@ mod tests {
         tally.add(&streamed(1, 2, 1, Outcome::UpstreamCut));
         tally.add(&streamed(1, 2, 0, Outcome::ClientAborted));
         let between = tally.read().since(&before);
-        assert_eq!((between.finished, between.failed, between.aborted), (10, 1, 1));
+        assert_eq!((between.finished, between.failed, between.aborted, between.counted), (10, 1, 1, 12));
         assert_eq!((between.input_tokens, between.cached_input_tokens, between.output_tokens), (1_200, 240, 211));
         assert_eq!((between.ttft.count(), between.tpot.count()), (10, 10), "one token has no time between tokens");
         let tail = between.ttft.percentile_s(0.9).unwrap();
@@ -280,6 +292,22 @@ mod tests {
         assert!((mean - 0.1).abs() < 1e-9, "{mean}");
         assert_eq!(Distribution::default().percentile_s(0.5), None);
         assert_eq!(Distribution::default().mean_s(), None);
+    }
+
+    #[test]
+    fn attempts_are_counted_with_their_tokens_or_not_at_all() {
+        let tally = Tally::default();
+        let ended = |outcome, usage_quality, usage| Attempt { usage_quality, usage, ..streamed(1, 2, 0, outcome) };
+        let ten = TokenUsage { input: 10, output: 1, ..TokenUsage::default() };
+        tally.add(&ended(Outcome::ClientAborted, UsageQuality::Estimated, ten));
+        tally.add(&ended(Outcome::UpstreamCut, UsageQuality::Estimated, ten));
+        tally.add(&ended(Outcome::Completed, UsageQuality::Reported, ten));
+        assert_eq!((tally.read().counted, tally.read().input_tokens), (3, 30));
+        // Refused before anything was sent; an error that says nothing of tokens; an answer of which nobody knows.
+        tally.add(&ended(Outcome::UpstreamUnreachable, UsageQuality::Estimated, TokenUsage::default()));
+        tally.add(&ended(Outcome::UpstreamError, UsageQuality::Missing, TokenUsage::default()));
+        tally.add(&ended(Outcome::Completed, UsageQuality::Missing, TokenUsage::default()));
+        assert_eq!((tally.read().counted, tally.read().finished, tally.read().failed), (3, 2, 3));
     }
 
     #[test]

@@ -27,7 +27,7 @@ use self::contract::{
 use super::wanted::{Unknown, Wanted};
 use crate::grpc;
 
-/// The messages and the service, made of `proto/externalscaler.proto`.
+/// The messages and the service, made of `proto/externalscaler.proto` for `tonic_prost`'s codec.
 #[expect(
     unused_qualifications,
     clippy::allow_attributes,

@@ -4,7 +4,7 @@
 //! tried again only if they did not scale.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use k8s_openapi::api::autoscaling::v1::{Scale, ScaleSpec};
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
@@ -91,8 +91,47 @@ impl Kubernetes {
 pub(super) struct Workload {
     spec: Kubernetes,
     client: OnceCell<Client>,
+    seen: Mutex<Seen>,
+}
+
+/// What is known of the number that is asked for.
+#[derive(Debug, Default)]
+struct Seen {
     /// What was asked for when it was last looked at, or what we asked for since.
-    seen: Mutex<Option<u32>>,
+    replicas: Option<u32>,
+    /// What we asked for without hearing what became of it, because nobody waited any more: it may have been done, or be done yet.
+    tried: Vec<u32>,
+    /// The version that all of that was written against: under any other it is done or never will be.
+    version: Option<String>,
+    /// Writes that began and ended, so that a look from before one does not count after it.
+    writes: u64,
+}
+
+impl Seen {
+    /// Remembers what a look showed. Whether nobody but us scaled since the look before.
+    fn look(&mut self, scale: &Scale) -> bool {
+        let now = asked(scale);
+        let same = self.replicas.replace(now).is_none_or(|before| before == now);
+        let ours = same || self.tried.contains(&now);
+        if scale.metadata.resource_version != self.version {
+            self.tried.clear();
+        }
+        ours
+    }
+
+    fn begin(&mut self, replicas: u32, scale: &Scale) {
+        self.writes += 1;
+        self.version.clone_from(&scale.metadata.resource_version);
+        if !self.tried.contains(&replicas) {
+            self.tried.push(replicas);
+        }
+    }
+
+    fn done(&mut self, replicas: u32) {
+        self.writes += 1;
+        self.replicas = Some(replicas);
+        self.tried.clear();
+    }
 }
 
 impl std::fmt::Debug for Workload {
@@ -103,14 +142,20 @@ impl std::fmt::Debug for Workload {
 
 impl Workload {
     pub fn new(spec: Kubernetes) -> Workload {
-        Workload { spec, client: OnceCell::new(), seen: Mutex::new(None) }
+        Workload { spec, client: OnceCell::new(), seen: Mutex::default() }
     }
 
     /// How many were asked for, how many serve, and which are on their way.
     pub async fn read(&self) -> Result<Actual, ActuateError> {
         self.in_time(async {
+            let writes = self.seen().writes;
             let scale = self.scale().await?;
-            self.see(asked(&scale));
+            {
+                let mut seen = self.seen();
+                if seen.writes == writes {
+                    seen.look(&scale);
+                }
+            }
             let mut actual = Actual { replicas: asked(&scale), ..Actual::default() };
             let selector = scale.status.and_then(|status| status.selector).filter(|selector| !selector.is_empty());
             if let Some(selector) = selector {
@@ -136,17 +181,19 @@ impl Workload {
         for _ in 0..TRIES {
             let mut scale = self.scale().await?;
             let now = asked(&scale);
-            let before = self.see(now);
+            let ours = self.seen().look(&scale);
             if now == replicas {
                 return Ok(());
             }
-            if before.is_some_and(|before| before != now) {
+            if !ours {
                 return Err(ActuateError::Overtaken { what: self.what(), replicas: now });
             }
+            // Before it is sent: who stops waiting for the answer does not learn whether it was done.
+            self.seen().begin(replicas, &scale);
             scale.spec = Some(ScaleSpec { replicas: Some(wanted) });
             match api.replace_scale(&self.spec.name, &by, &scale).await {
                 Ok(_) => {
-                    self.see(replicas);
+                    self.seen().done(replicas);
                     return Ok(());
                 }
                 // Its status was written meanwhile, or somebody scaled: the next look shows which.
@@ -158,9 +205,8 @@ impl Workload {
         Err(ActuateError::Refused { what: self.what(), cause })
     }
 
-    /// Remembers what is asked for, and gives what it was before.
-    fn see(&self, replicas: u32) -> Option<u32> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).replace(replicas)
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn scale(&self) -> Result<Scale, ActuateError> {
@@ -178,8 +224,8 @@ impl Workload {
             }
             Err(error) => return Err(self.failed(&error)),
         };
-        let staying: Vec<&Pod> = pods.items.iter().filter(|pod| pod.metadata.deletion_timestamp.is_none()).collect();
-        let ready = staying.iter().filter(|pod| condition(pod, "Ready") == Some(true)).count();
+        let staying: Vec<&Pod> = pods.items.iter().filter(|pod| stays(pod)).collect();
+        let ready = staying.iter().filter(|pod| says(pod, "Ready") == Some(true)).count();
         actual.ready = u32::try_from(ready).ok();
         actual.pending = staying.iter().filter_map(|pod| on_the_way(pod)).collect();
         actual.pending.sort_by_key(|pod| pod.since);
@@ -240,20 +286,32 @@ fn asked(scale: &Scale) -> u32 {
     asked.and_then(|replicas| u32::try_from(replicas).ok()).unwrap_or(0)
 }
 
+/// Whether a pod is there to stay. One that ended or was evicted is listed on until somebody removes it, and never serves again.
+fn stays(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    pod.metadata.deletion_timestamp.is_none() && !matches!(phase, Some("Failed" | "Succeeded"))
+}
+
+fn condition<'a>(pod: &'a Pod, name: &str) -> Option<&'a PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|condition| condition.type_ == name)
+}
+
 /// What a condition of a pod says; `None` where it has none of this name, or does not know.
-fn condition(pod: &Pod, name: &str) -> Option<bool> {
-    let conditions: &[PodCondition] = pod.status.as_ref()?.conditions.as_deref()?;
-    match conditions.iter().find(|condition| condition.type_ == name)?.status.as_str() {
+fn says(pod: &Pod, name: &str) -> Option<bool> {
+    match condition(pod, name)?.status.as_str() {
         "True" => Some(true),
         "False" => Some(false),
         _ => None,
     }
 }
 
+/// A pod that does not serve, since it last did: one that served for days and fails one probe was not started days ago.
 fn on_the_way(pod: &Pod) -> Option<OnTheWay> {
-    if condition(pod, "Ready") == Some(true) {
+    let ready = condition(pod, "Ready");
+    if ready.is_some_and(|ready| ready.status == "True") {
         return None;
     }
-    let since = Timestamp::from_micros(pod.metadata.creation_timestamp.as_ref()?.0.as_microsecond());
-    Some(OnTheWay { since, scheduled: condition(pod, "PodScheduled") })
+    let changed = ready.and_then(|ready| ready.last_transition_time.as_ref());
+    let since = changed.or(pod.metadata.creation_timestamp.as_ref())?;
+    Some(OnTheWay { since: Timestamp::from_micros(since.0.as_microsecond()), scheduled: says(pod, "PodScheduled") })
 }

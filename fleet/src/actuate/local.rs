@@ -25,6 +25,8 @@ use super::{Actual, ActuateError, CALL_MAX, http};
 const HEALTH_MAX: Duration = Duration::from_secs(2);
 /// Between looks at a process that was told to end.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Longest wait for what was killed: a process inside a driver ends when the driver lets it.
+const KILLED_MAX: Duration = Duration::from_secs(5);
 /// Wait before a process that ended by itself is started again: doubled each time, up to a minute.
 const AGAIN: Duration = Duration::from_secs(1);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
@@ -140,8 +142,8 @@ struct Slot {
 
 #[derive(Debug)]
 enum Running {
-    /// Started by us.
-    Child(Child),
+    /// Started by us, with its group: the leader's number is gone as soon as it has ended, and others of the group may go on.
+    Child(Child, Option<u32>),
     /// Started by this program in an earlier life.
     Adopted(Mark),
 }
@@ -149,23 +151,32 @@ enum Running {
 impl Running {
     fn has_ended(&mut self) -> bool {
         match self {
-            Running::Child(child) => !matches!(child.try_wait(), Ok(None)),
+            Running::Child(child, _) => !matches!(child.try_wait(), Ok(None)),
             Running::Adopted(mark) => !mark.runs(),
         }
     }
 
-    /// Its group; `None` of one that has ended.
+    /// Its group, also after its leader has ended. A number that another process got since was free, so nobody is left.
     fn group(&self) -> Option<u32> {
         match self {
-            Running::Child(child) => child.id(),
-            Running::Adopted(mark) => mark.runs().then_some(mark.pid),
+            Running::Child(_, group) => *group,
+            Running::Adopted(mark) => Mark::of(mark.pid).is_none_or(|now| now == *mark).then_some(mark.pid),
         }
     }
 }
 
 impl Slot {
-    fn runs(&mut self) -> bool {
-        self.running.as_mut().is_some_and(|running| !running.has_ended())
+    /// Whether it runs. What one that ended by itself left behind is ended first: an engine's children hold the GPU's memory.
+    async fn runs(&mut self) -> bool {
+        let Some(running) = self.running.as_mut() else { return false };
+        if !running.has_ended() {
+            return true;
+        }
+        match running.group() {
+            Some(group) if !kill(group).await => tracing::warn!(group, "its children do not end"),
+            _ => self.running = None,
+        }
+        false
     }
 }
 
@@ -181,7 +192,7 @@ impl Processes {
     pub async fn read(&self) -> Actual {
         let wanted = {
             let mut state = self.shared.state.lock().await;
-            self.shared.revive(&mut state);
+            self.shared.revive(&mut state).await;
             self.shared.wanted(&mut state).await
         };
         self.shared.bound_logs();
@@ -226,7 +237,7 @@ impl Shared {
 
     async fn begin(&self, slot: &mut Slot, process: &Process) -> Result<(), ActuateError> {
         (slot.again_at, slot.ended) = (None, 0);
-        if !slot.runs() {
+        if !slot.runs().await {
             return self.start(slot, process);
         }
         if self.asleep(slot, process).await {
@@ -264,7 +275,7 @@ impl Shared {
         }
         let mut wanted = 0;
         for (slot, process) in state.slots.iter_mut().zip(&self.spec.process) {
-            if !slot.runs() || self.asleep(slot, process).await {
+            if !slot.runs().await || self.asleep(slot, process).await {
                 break;
             }
             wanted += 1;
@@ -275,6 +286,10 @@ impl Shared {
     fn start(&self, slot: &mut Slot, process: &Process) -> Result<(), ActuateError> {
         let what = process.command.first().cloned().unwrap_or_default();
         let failed = |error: std::io::Error| ActuateError::Unreachable { what: what.clone(), cause: error.to_string() };
+        if slot.running.is_some() {
+            let cause = "what the last one left behind does not end".to_owned();
+            return Err(ActuateError::Unreachable { what, cause });
+        }
         let mut command = Command::new(&what);
         command.args(process.command.get(1..).unwrap_or_default()).envs(&process.environment);
         command.current_dir(&self.folder).process_group(0);
@@ -285,15 +300,16 @@ impl Shared {
             command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         }
         let child = command.spawn().map_err(failed)?;
-        self.remember(process, child.id().and_then(Mark::of));
-        slot.running = Some(Running::Child(child));
+        let group = child.id();
+        self.remember(process, group.and_then(Mark::of));
+        slot.running = Some(Running::Child(child, group));
         (slot.asleep, slot.starting) = (Some(false), Some(Instant::now()));
         Ok(())
     }
 
     async fn end(&self, slot: &mut Slot, process: &Process) {
         (slot.again_at, slot.ended) = (None, 0);
-        if self.spec.idle == Idle::Sleep && slot.runs() {
+        if self.spec.idle == Idle::Sleep && slot.runs().await {
             if self.asleep(slot, process).await {
                 return;
             }
@@ -311,6 +327,10 @@ impl Shared {
 
     async fn stop(&self, slot: &mut Slot, process: &Process) {
         slot.starting = None;
+        if !slot.runs().await {
+            self.remember(process, None);
+            return;
+        }
         let Some(mut running) = slot.running.take() else { return };
         let group = running.group();
         if let Some(group) = group {
@@ -321,8 +341,10 @@ impl Shared {
         while !running.has_ended() || group.is_some_and(lives) {
             if Instant::now() >= until {
                 tracing::warn!(url = process.url, "it did not end in time; it is killed");
-                group.into_iter().for_each(|group| signal("KILL", group));
-                if let Running::Child(child) = &mut running {
+                if let Some(group) = group {
+                    kill(group).await;
+                }
+                if let Running::Child(child, _) = &mut running {
                     let _ = child.kill().await;
                 }
                 break;
@@ -373,10 +395,10 @@ impl Shared {
     }
 
     /// Starts again what is wanted and ended by itself, after a pause.
-    fn revive(&self, state: &mut State) {
+    async fn revive(&self, state: &mut State) {
         let wanted = index(state.told.unwrap_or(0));
         for (slot, process) in state.slots.iter_mut().zip(&self.spec.process).take(wanted) {
-            if slot.runs() {
+            if slot.runs().await {
                 continue;
             }
             let now = Instant::now();
@@ -399,14 +421,33 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        let groups: Vec<_> = self.state.get_mut().slots.iter().map(|slot| slot.running.as_ref()?.group()).collect();
-        for (group, process) in groups.into_iter().zip(&self.spec.process) {
-            if let Some(group) = group {
-                signal("TERM", group);
+        let ends = |slot: &mut Slot| {
+            let running = slot.running.as_mut()?;
+            // Nobody tells the children of a leader that has ended how to end well.
+            let signal = if running.has_ended() { "KILL" } else { "TERM" };
+            Some((signal, running.group()?))
+        };
+        let ends: Vec<_> = self.state.get_mut().slots.iter_mut().map(ends).collect();
+        for (end, process) in ends.into_iter().zip(&self.spec.process) {
+            if let Some((name, group)) = end {
+                signal(name, group);
                 self.remember(process, None);
             }
         }
     }
+}
+
+/// Kills a group and waits until nobody of it is left; no when some are all the same.
+async fn kill(group: u32) -> bool {
+    signal("KILL", group);
+    let until = Instant::now() + KILLED_MAX;
+    while lives(group) {
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    true
 }
 
 /// What an earlier life of this program left running of a replica.
@@ -548,6 +589,61 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         assert!(begun.elapsed() >= AGAIN, "not at once");
+    }
+
+    /// Starts one that leaves a child behind and ends; gives its group when only the child is left.
+    async fn left_behind(folder: &Path) -> (Processes, u32) {
+        let mut spec = of(&["http://127.0.0.1:1"], Idle::Stop);
+        spec.process[0].command = ["sh", "-c", "echo $$ >> pids-0; sleep 60 & exit 1"].map(str::to_owned).to_vec();
+        let processes = Processes::new(spec, folder);
+        processes.tell(1).await.unwrap();
+        let group = pids(folder, 0, 1).await[0];
+        let begun = Instant::now();
+        while Mark::of(group).is_some() {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it does not end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(lives(group), "its child goes on");
+        (processes, group)
+    }
+
+    #[tokio::test]
+    async fn what_an_engine_leaves_behind_is_ended_before_it_starts_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let (processes, first) = left_behind(folder.path()).await;
+        processes.read().await;
+        assert!(!lives(first), "its memory is free as soon as it is known");
+        let begun = Instant::now();
+        while std::fs::read_to_string(folder.path().join("pids-0")).unwrap().lines().count() < 2 {
+            processes.read().await;
+            assert!(begun.elapsed() < Duration::from_secs(10));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let second = pids(folder.path(), 0, 2).await[1];
+        while Mark::of(second).is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert!(lives(second));
+        processes.tell(1).await.unwrap();
+        assert!(!lives(second), "also when it is told again");
+        assert_eq!(pids(folder.path(), 0, 3).await.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_an_engine_leaves_behind_ends_with_a_stop_and_with_the_actuator() {
+        let folder = tempfile::tempdir().unwrap();
+        let (processes, group) = left_behind(folder.path()).await;
+        processes.tell(0).await.unwrap();
+        assert!(!lives(group));
+
+        let folder = tempfile::tempdir().unwrap();
+        let (processes, group) = left_behind(folder.path()).await;
+        drop(processes);
+        let begun = Instant::now();
+        while lives(group) {
+            assert!(begun.elapsed() < Duration::from_secs(5), "it outlived its actuator");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     #[tokio::test]

@@ -3,10 +3,11 @@
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use fleet::actuate::{ActuateError, Actuator, Kubernetes, Resource, Spec};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -25,6 +26,10 @@ enum Meanwhile {
     Status,
     /// Somebody scales.
     Scaled(i64),
+    /// Nothing, and the write is done, but its answer never comes.
+    Silence,
+    /// The write is held up on its way, and arrives just before the next one.
+    Delay,
 }
 
 #[derive(Debug)]
@@ -34,6 +39,7 @@ struct Cluster {
     pods: Vec<Value>,
     may_list: bool,
     meanwhile: Vec<Meanwhile>,
+    held_up: Option<Vec<u8>>,
     /// Method and path of every call, and what of writes was accepted.
     calls: Vec<String>,
 }
@@ -53,6 +59,7 @@ impl ApiServer {
             pods: Vec::new(),
             may_list: true,
             meanwhile: Vec::new(),
+            held_up: None,
             calls: Vec::new(),
         };
         let cluster = Arc::new(Mutex::new(cluster));
@@ -88,20 +95,27 @@ impl ApiServer {
     fn writes(&self) -> usize {
         self.change(|cluster| cluster.calls.iter().filter(|call| call.starts_with("PUT")).count())
     }
+
+    /// Tells, and stops waiting as soon as the write has left, as a newer order or a time-out does.
+    async fn tell_and_go(&self, actuator: &Actuator, replicas: u32) {
+        let before = self.writes();
+        let written = async {
+            while self.writes() == before {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::select! {
+            outcome = actuator.tell(replicas, "k") => panic!("it was answered: {outcome:?}"),
+            () = written => {}
+        }
+    }
 }
 
 async fn answer(cluster: Arc<Mutex<Cluster>>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
-    let mut cluster = cluster.lock().unwrap();
-    cluster.calls.push(format!("{} {}", head.method, head.uri));
-    let result = match (head.method, head.uri.path()) {
-        (Method::GET, SCALE | GROUPS) => Ok(cluster.scale()),
-        (Method::PUT, SCALE | GROUPS) => cluster.write(&body),
-        (Method::GET, PODS) if cluster.may_list => cluster.list(head.uri.query().unwrap_or_default()),
-        (Method::GET, PODS) => Err((403, "Forbidden", "pods is forbidden".to_owned())),
-        (_, path) => Err((404, "NotFound", format!("nothing at {path}"))),
-    };
+    let result = cluster.lock().unwrap().answer(&head.method, &head.uri, &body);
+    let Some(result) = result else { std::future::pending().await };
     let (status, body) =
         result.map_or_else(|(code, reason, message)| (code, failure(code, reason, &message)), |body| (200, body));
     let mut response = Response::new(Full::new(Bytes::from(body.to_string())));
@@ -126,13 +140,39 @@ impl Cluster {
         })
     }
 
-    fn write(&mut self, body: &[u8]) -> Answer {
-        if let Some(meanwhile) = self.meanwhile.pop() {
-            self.version += 1;
-            if let Meanwhile::Scaled(replicas) = meanwhile {
-                self.replicas = replicas;
+    /// `None` for a call that nobody hears of again.
+    fn answer(&mut self, method: &Method, uri: &Uri, body: &[u8]) -> Option<Answer> {
+        self.calls.push(format!("{method} {uri}"));
+        Some(match (method, uri.path()) {
+            (&Method::GET, SCALE | GROUPS) => Ok(self.scale()),
+            (&Method::PUT, SCALE | GROUPS) => return self.receive(body),
+            (&Method::GET, PODS) if self.may_list => self.list(uri.query().unwrap_or_default()),
+            (&Method::GET, PODS) => Err((403, "Forbidden", "pods is forbidden".to_owned())),
+            (_, path) => Err((404, "NotFound", format!("nothing at {path}"))),
+        })
+    }
+
+    fn receive(&mut self, body: &[u8]) -> Option<Answer> {
+        if let Some(earlier) = self.held_up.take() {
+            self.write(&earlier).unwrap();
+        }
+        match self.meanwhile.pop() {
+            None => {}
+            Some(Meanwhile::Status) => self.version += 1,
+            Some(Meanwhile::Scaled(replicas)) => (self.version, self.replicas) = (self.version + 1, replicas),
+            Some(Meanwhile::Silence) => {
+                self.write(body).unwrap();
+                return None;
+            }
+            Some(Meanwhile::Delay) => {
+                self.held_up = Some(body.to_vec());
+                return None;
             }
         }
+        Some(self.write(body))
+    }
+
+    fn write(&mut self, body: &[u8]) -> Answer {
         let invalid = |why: &str| Err((422, "Invalid", format!("Scale is invalid: {why}")));
         let Ok(scale) = serde_json::from_slice::<Value>(body) else {
             return Err((400, "BadRequest", "not JSON".to_owned()));
@@ -239,6 +279,83 @@ async fn a_write_that_was_overtaken_is_made_again_unless_somebody_scaled() {
     actuator.tell(1, "k").await.unwrap();
     server.change(|cluster| cluster.meanwhile = vec![Meanwhile::Status; 9]);
     assert!(actuator.tell(4, "k").await.unwrap_err().to_string().contains("overtaken"));
+}
+
+#[tokio::test]
+async fn a_write_whose_answer_nobody_waited_for_is_no_manual_change() {
+    let server = ApiServer::start(2).await;
+    let actuator = server.actuator(Resource::Deployment);
+    assert_eq!(actuator.read().await.unwrap().unwrap().replicas, 2);
+
+    // Done, and the answer was lost: the next order goes on from there.
+    server.change(|cluster| cluster.meanwhile = vec![Meanwhile::Silence]);
+    server.tell_and_go(&actuator, 5).await;
+    assert_eq!(server.change(|cluster| cluster.replicas), 5, "it was done");
+    actuator.tell(4, "k").await.unwrap();
+    assert_eq!(server.change(|cluster| cluster.replicas), 4);
+
+    // Two in a row, and a controller writes the status in between.
+    server.change(|cluster| cluster.meanwhile = vec![Meanwhile::Silence]);
+    server.tell_and_go(&actuator, 6).await;
+    server.change(|cluster| cluster.version += 1);
+    server.change(|cluster| cluster.meanwhile = vec![Meanwhile::Silence]);
+    server.tell_and_go(&actuator, 7).await;
+    actuator.tell(3, "k").await.unwrap();
+    assert_eq!(server.change(|cluster| cluster.replicas), 3);
+
+    // Not done yet when it is looked at again, and done just before the next write.
+    server.change(|cluster| cluster.meanwhile = vec![Meanwhile::Delay]);
+    server.tell_and_go(&actuator, 8).await;
+    assert_eq!(actuator.read().await.unwrap().unwrap().replicas, 3);
+    actuator.tell(1, "k").await.unwrap();
+    assert_eq!(server.change(|cluster| (cluster.replicas, cluster.held_up.is_some())), (1, false));
+}
+
+#[tokio::test]
+async fn somebody_elses_scaling_is_seen_behind_a_write_without_an_answer() {
+    let server = ApiServer::start(2).await;
+    let actuator = server.actuator(Resource::Deployment);
+    actuator.read().await.unwrap();
+    server.change(|cluster| cluster.meanwhile = vec![Meanwhile::Silence]);
+    server.tell_and_go(&actuator, 5).await;
+    server.change(|cluster| (cluster.replicas, cluster.version) = (9, cluster.version + 1));
+    assert!(matches!(actuator.tell(4, "k").await, Err(ActuateError::Overtaken { replicas: 9, .. })));
+    // What became of ours is settled by then: the same number a second time is theirs.
+    server.change(|cluster| (cluster.replicas, cluster.version) = (5, cluster.version + 1));
+    assert!(matches!(actuator.tell(4, "k").await, Err(ActuateError::Overtaken { replicas: 5, .. })));
+}
+
+#[tokio::test]
+async fn a_pod_is_on_its_way_since_it_last_served_and_one_that_ended_is_not() {
+    let server = ApiServer::start(4).await;
+    let actuator = server.actuator(Resource::Deployment);
+    let since = |mut pod: Value, minute: u8| {
+        for condition in pod["status"]["conditions"].as_array_mut().unwrap() {
+            condition["lastTransitionTime"] = json!(format!("2026-11-24T01:{minute:02}:00Z"));
+        }
+        pod
+    };
+    let ended = |mut pod: Value, phase: &str| {
+        pod["status"]["phase"] = json!(phase);
+        pod
+    };
+    let not_ready = [("PodScheduled", "True"), ("Ready", "False")];
+    server.change(|cluster| {
+        cluster.pods = vec![
+            since(pod("served-until-50", 1, &not_ready, false), 50),
+            since(pod("its-node-is-lost", 2, &[("PodScheduled", "True"), ("Ready", "Unknown")], false), 40),
+            since(pod("without-a-place", 3, &[("PodScheduled", "False")], false), 45),
+            since(pod("serves", 4, &[("PodScheduled", "True"), ("Ready", "True")], false), 30),
+            ended(since(pod("evicted", 5, &not_ready, false), 20), "Failed"),
+            ended(since(pod("done", 6, &not_ready, false), 20), "Succeeded"),
+            since(pod("leaves", 7, &not_ready, true), 20),
+        ];
+    });
+    let actual = actuator.read().await.unwrap().unwrap();
+    assert_eq!(actual.ready, Some(1));
+    let minutes: Vec<_> =
+        actual.pending.iter().map(|one| (one.since.micros() % 3_600_000_000 / 60_000_000, one.scheduled)).collect();
+    assert_eq!(minutes, [(3, Some(false)), (40, Some(true)), (50, Some(true))]);
 }
 
 #[tokio::test]

@@ -2,9 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what fails in a test fails the test")]
 
+mod actuate_keda;
 mod actuate_kubernetes;
 mod actuate_webhook;
-mod actuate_keda;
 mod client;
 mod engine;
 mod otlp;

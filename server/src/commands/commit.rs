@@ -1,6 +1,7 @@
 //! `farthing commit`: how many GPUs to commit to, found by playing the trace at every level.
 
 mod answer;
+mod horizon;
 mod levels;
 mod words;
 
@@ -22,9 +23,10 @@ pub async fn run(app: &App, options: &Options) -> anyhow::Result<ExitCode> {
     if options.workload.committed > 0 {
         bail!("--committed says what is committed already; `farthing commit` tries every level, so leave it out");
     }
-    let played = prepare(app, &options.workload).await?;
-    let levels = levels::find(&played, options)?;
-    let answer = answer::of(&played, options, levels);
+    let mut played = prepare(app, &options.workload).await?;
+    let chosen = horizon::spread(&mut played, options)?;
+    let levels = levels::find(&played, options, chosen.rates);
+    let answer = answer::of(&played, options, chosen, levels);
     if let Some(file) = &options.picture {
         picture::write(file, &picture::curve(&answer.curve())?)?;
     }

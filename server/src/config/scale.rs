@@ -1,10 +1,10 @@
 //! The part of the configuration that speaks of scaling: what is scaled, by which policy, between which bounds, and who is told.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use fleet::actuate::Spec;
+use fleet::actuate::{Local, Spec};
 use fleet::scale::{Guards, Objective, Policy};
 use ledger::{PurchaseOption, ScalingMode};
 use serde::Deserialize;
@@ -269,10 +269,59 @@ fn one_scale(config: &Config, scale: &ScaleSection, wrong: &mut Vec<String>) {
     }
     if let Err(reason) = scale.actuator.check() {
         say(format!("actuator: {reason}"));
+    } else if let Spec::Local(local) = &scale.actuator
+        && let Err(reason) = processes(local, &upstreams, ceiling)
+    {
+        say(format!("actuator: {reason}"));
     }
     if scale.actuator.kind() == "keda" && config.scaling.keda_listen.is_none() {
         say("actuator.kind = \"keda\" needs [scaling] keda_listen = \"127.0.0.1:6000\"".to_owned());
     }
+}
+
+/// Each process is one replica, in the order of the upstreams: another order would stop an engine while requests go there.
+fn processes(local: &Local, upstreams: &[&UpstreamSection], ceiling: u32) -> Result<(), String> {
+    let count = local.process.len();
+    if count != usize::try_from(ceiling).unwrap_or(usize::MAX) {
+        return Err(format!(
+            "{count} [[scale.actuator.process]] for up to {ceiling} replicas; give each replica its own"
+        ));
+    }
+    let mut seen = BTreeMap::new();
+    for (at, process) in local.process.iter().enumerate() {
+        if let Some(first) = seen.insert(authority(&process.url), at) {
+            let url = &process.url;
+            return Err(format!(
+                "process {} and process {} both have url = \"{url}\"; give each its own port",
+                first + 1,
+                at + 1
+            ));
+        }
+    }
+    // One upstream alone is a service in front of all, with an address of its own.
+    if upstreams.len() != count {
+        return Ok(());
+    }
+    for (at, (process, upstream)) in local.process.iter().zip(upstreams).enumerate() {
+        if authority(&process.url) != authority(&upstream.base_url) {
+            return Err(format!(
+                "process {} has url = \"{}\", but upstream `{}` in the same place has base_url = \"{}\"; give both the same host \
+                 and port, in the order of the upstreams",
+                at + 1,
+                process.url,
+                upstream.name,
+                upstream.base_url
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Host and port of an address; its text where it is none, which is reported elsewhere.
+fn authority(url: &str) -> (String, Option<u16>) {
+    let Ok(uri) = url.parse::<http::Uri>() else { return (url.to_owned(), None) };
+    let usual = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    (uri.host().unwrap_or_default().to_ascii_lowercase(), Some(uri.port_u16().unwrap_or(usual)))
 }
 
 /// A replica that is stopped takes its GPUs with it, so that nobody else may work on them.
@@ -338,7 +387,7 @@ mod tests {
     fn text(scale: &str) -> String {
         let upstream = |number: u32| {
             format!(
-                "[[upstream]]\nname = \"chat-{number}\"\nkind = \"vllm\"\nbase_url = \"http://h\"\npool = \"shared\"\ndeployment = \
+                "[[upstream]]\nname = \"chat-{number}\"\nkind = \"vllm\"\nbase_url = \"http://h:800{number}\"\npool = \"shared\"\ndeployment = \
                  \"chat\"\nengine = {{ replica = \"r{number}\" }}\n"
             )
         };
@@ -365,6 +414,40 @@ mod tests {
         assert_eq!(scale.committed(&config, &owned), 2, "what was bought is paid for");
         let names: Vec<&str> = scale.upstreams(&config).iter().map(|upstream| upstream.name.as_str()).collect();
         assert_eq!(names, ["chat-0", "chat-1"]);
+    }
+
+    #[test]
+    fn processes_are_the_replicas_in_their_order() {
+        let local = |urls: &[&str]| {
+            let process = |url: &&str| format!("[[scale.actuator.process]]\ncommand = [\"engine\"]\nurl = \"{url}\"\n");
+            let processes: String = urls.iter().map(process).collect();
+            text(&format!("{KNOWN}[scale.actuator]\nkind = \"local\"\n{processes}"))
+        };
+        let found = |text: &str| check(&parse(text).expect(text));
+        let fine = local(&["http://h:8000", "http://H:8001/"]);
+        assert_eq!(found(&fine), Vec::<String>::new());
+        let default_port =
+            fine.replace("\"http://h:8000\"\npool", "\"http://h\"\npool").replace("http://h:8000", "http://h:80");
+        assert_eq!(found(&default_port), Vec::<String>::new());
+        let place = "scale `chat` on pool `shared`: actuator: ";
+        let cases = [
+            (local(&["http://h:8000"]), "1 [[scale.actuator.process]] for up to 2 replicas; give each"),
+            (local(&["http://h:8000", "http://h:8001", "http://h:8002"]), "3 [[scale.actuator.process]] for up to 2"),
+            (local(&["http://h:8000", "http://h:8000/"]), "process 1 and process 2 both have url = \"http://h:8000/\""),
+            (
+                local(&["http://h:8001", "http://h:8000"]),
+                "process 1 has url = \"http://h:8001\", but upstream `chat-0`",
+            ),
+            (local(&["http://h:8000", "http://other:8001"]), "process 2 has url = \"http://other:8001\", but upstream"),
+        ];
+        for (text, part) in cases {
+            let found = found(&text);
+            assert!(found.len() == 1 && found[0].starts_with(&format!("{place}{part}")), "{text}\ngave\n{found:?}");
+        }
+        // A service in front of all has an address of its own.
+        let in_front = local(&["http://h:9000", "http://h:9001"])
+            .replace(KNOWN, &format!("{KNOWN}upstreams = [\"chat-0\"]\nceiling = 2\n"));
+        assert!(!found(&in_front).iter().any(|wrong| wrong.contains("actuator")));
     }
 
     #[test]

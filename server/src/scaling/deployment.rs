@@ -209,7 +209,7 @@ impl Scaled {
             pending: u32::try_from(roster.pending.len()).unwrap_or(u32::MAX),
             demand: &demand,
             engines: &heard,
-            replicas_behind: if self.plan.service.is_some() { f64::from(roster.ready().max(1)) } else { 1.0 },
+            behind_one_service: self.plan.service.is_some() && self.plan.bounds.ceiling > 1,
         });
         let since = self.looked_us.replace(monotonic_us);
         if let Some(since) = since {

@@ -48,9 +48,10 @@ impl Usual {
         (self.requests > 0.0).then(|| (self.input / self.requests, self.output / self.requests))
     }
 
+    /// However an attempt ended: one that was aborted brought its tokens, and counts as one.
     fn see(&mut self, window: &Demand, seconds: f64) {
         let kept = 0.5f64.powf(seconds / USUAL_HALF_LIFE_S);
-        self.requests = self.requests * kept + number(window.finished);
+        self.requests = self.requests * kept + number(window.counted);
         self.input = self.input * kept + number(window.input_tokens);
         self.output = self.output * kept + number(window.output_tokens);
     }
@@ -88,8 +89,8 @@ pub struct Seen<'a> {
     pub demand: &'a Demand,
     /// The engines that serve.
     pub engines: &'a [Heard],
-    /// How many replicas an engine stands for: all of them, where one service is in front.
-    pub replicas_behind: f64,
+    /// Whether one service is in front of all replicas, so that each scrape of it may reach another engine.
+    pub behind_one_service: bool,
 }
 
 /// A look, and the age of the oldest reading that it uses.
@@ -154,6 +155,14 @@ impl Eye {
             (sample.running, sample.waiting) = (Some(0.0), Some(held));
             return None;
         }
+        let in_flight = f64::from(seen.demand.in_flight);
+        if seen.behind_one_service {
+            // One of many engines says nothing of the others, and its counters and another one's have no difference. What came
+            // through the gateway is known there.
+            sample.running = Some(in_flight);
+            sample.waiting = (held > 0.0).then_some(held);
+            return None;
+        }
         let fresh: Vec<&EngineReading> = seen
             .engines
             .iter()
@@ -171,12 +180,15 @@ impl Eye {
             sample.waiting = (held > 0.0).then_some(held);
             return stale_us;
         }
-        let all = count(seen.engines.len()) / count(fresh.len()) * seen.replicas_behind;
+        let all = count(seen.engines.len()) / count(fresh.len());
         let sum = |of: &dyn Fn(&EngineReading) -> Option<f64>| -> Option<f64> {
             fresh.iter().map(|reading| of(reading)).sum::<Option<f64>>()
         };
-        sample.running = sum(&|one| one.running.map(f64::from)).map(|sum| sum * all);
-        sample.waiting = sum(&|one| one.waiting.map(f64::from)).map(|sum| sum * all + held);
+        let waiting = sum(&|one| one.waiting.map(f64::from)).map(|sum| sum * all);
+        // What is in flight at the gateway and does not wait at an engine runs, whatever the last reading said.
+        let sent = (in_flight - waiting.unwrap_or(0.0)).max(0.0);
+        sample.running = sum(&|one| one.running.map(f64::from)).map(|sum| (sum * all).max(sent));
+        sample.waiting = waiting.map(|waiting| waiting + held);
         sample.kv_used =
             sum(&|one| one.kv_used.map(|millionths| f64::from(millionths) * 1e-6)).map(|sum| sum / count(fresh.len()));
         self.rates(&fresh, all, seen.monotonic_us, sample);
@@ -320,7 +332,7 @@ mod tests {
             pending: 0,
             demand,
             engines,
-            replicas_behind: 1.0,
+            behind_one_service: false,
         }
     }
 
@@ -329,7 +341,15 @@ mod tests {
         let mut eye = eye();
         let nothing = Demand::default();
         assert_eq!(eye.look(&seen(0, &nothing, &[])).sample.load, None, "a first look knows no rate");
-        let some = Demand { arrived: 20, finished: 10, input_tokens: 10_000, output_tokens: 2_000, held: 3, ..nothing };
+        let some = Demand {
+            arrived: 20,
+            finished: 10,
+            counted: 10,
+            input_tokens: 10_000,
+            output_tokens: 2_000,
+            held: 3,
+            ..nothing
+        };
         let sample = eye.look(&seen(10, &some, &[])).sample;
         // 2 requests a second of 1000 tokens in and 200 out: 2 x (0.1 + 0.2).
         assert!((sample.load.unwrap() - 0.6).abs() < 1e-9, "{sample:?}");
@@ -337,6 +357,73 @@ mod tests {
         assert_eq!((sample.running, sample.waiting), (Some(0.0), Some(3.0)), "nothing serves, three wait");
         let sample = eye.look(&seen(20, &some, &[])).sample;
         assert_eq!(sample.load, Some(0.0), "nothing came");
+    }
+
+    #[test]
+    fn aborted_requests_do_not_make_the_usual_one_longer() {
+        let ended = |finished: u64, aborted: u64| Demand {
+            arrived: finished + aborted,
+            finished,
+            aborted,
+            counted: finished + aborted,
+            input_tokens: (finished + aborted) * 1_000,
+            output_tokens: (finished + aborted) * 200,
+            ..Demand::default()
+        };
+        for (finished, aborted) in [(1, 0), (1, 1), (0, 1)] {
+            let mut eye = eye();
+            eye.look(&seen(0, &Demand::default(), &[]));
+            // For an hour; a client that always aborts is no other than one that never does.
+            for minute in 1u32..=60 {
+                let looks = u64::from(minute);
+                let demand = ended(finished * looks, aborted * looks);
+                eye.look(&seen(i64::from(minute) * 60, &demand, &[]));
+                let (input, output) = eye.usual.tokens().unwrap();
+                assert!((input - 1_000.0).abs() < 1e-6 && (output - 200.0).abs() < 1e-6, "{input} {output}");
+            }
+        }
+        let mut eye = eye();
+        eye.look(&seen(0, &Demand::default(), &[]));
+        eye.look(&seen(60, &Demand { arrived: 5, failed: 5, ..Demand::default() }, &[]));
+        assert_eq!(eye.usual.tokens(), None, "nobody said how long those were that failed");
+    }
+
+    #[test]
+    fn behind_one_service_no_counter_is_taken_from_another_engines() {
+        let mut eye = eye();
+        let demand = Demand { in_flight: 7, held: 2, ..Demand::default() };
+        let mut last = Looked::default();
+        // The scrapes reach one engine that worked for long and one that is new, in turn.
+        for (second, counter) in [(100, 1_000), (110, 90_000_000), (120, 1_500), (130, 90_100_000)] {
+            let mut service = engine("chat", second, 40);
+            let reading = service.reading.as_mut().unwrap();
+            (reading.prompt_tokens, reading.generation_tokens) = (Some(counter), Some(counter));
+            let engines = [service];
+            last = eye.look(&Seen { ready: 4, behind_one_service: true, ..seen(second, &demand, &engines) });
+            assert!(last.sample.load.is_none_or(|load| load <= 0.0), "nothing came: {last:?}");
+            assert_eq!((last.sample.running, last.sample.waiting), (Some(7.0), Some(2.0)), "known at the gateway");
+        }
+        assert_eq!((last.sample.load, last.sample.kv_used, last.sample.utilisation), (Some(0.0), None, None));
+        assert_eq!((last.stale_us, eye.aside_us), (None, None), "no reading was used");
+        let nobody = Demand::default();
+        let engines = [engine("chat", 140, 40)];
+        let looked = eye.look(&Seen { ready: 4, behind_one_service: true, ..seen(140, &nobody, &engines) });
+        assert_eq!(
+            (looked.sample.running, looked.sample.waiting),
+            (Some(0.0), None),
+            "whether engines have queues is unknown"
+        );
+    }
+
+    #[test]
+    fn what_is_in_flight_runs_or_waits() {
+        let mut eye = eye();
+        let look = |eye: &mut Eye, in_flight| {
+            eye.look(&seen(101, &Demand { in_flight, ..Demand::default() }, &[engine("a", 100, 4)])).sample
+        };
+        // One waits at the engine: of twenty sent, nineteen run.
+        assert_eq!((look(&mut eye, 20).running, look(&mut eye, 20).waiting), (Some(19.0), Some(1.0)));
+        assert_eq!(look(&mut eye, 3).running, Some(4.0), "the engine has work of others");
     }
 
     #[test]

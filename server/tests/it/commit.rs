@@ -150,6 +150,38 @@ fn every_level_is_played_with_the_policy_and_the_cheapest_taken() {
     }
 }
 
+#[test]
+fn a_term_longer_than_the_need_is_in_every_answer() {
+    let books = Books::new();
+    let trace = books.write("bins.csv", bins(1));
+    for policy in ["none", "token-rate"] {
+        let args = ["commit", "--trace", &trace, "--policy", policy, "--replicas-at-peak", "6", "--scenarios"];
+        let prices = ["--committed-usd", "3", "--on-demand-usd", "5", "--term-months", "36", "--horizon-months"];
+        let found = |months: &str| books.json(&[&args[..], &prices, &[months]].concat());
+        let whole = found("36");
+        assert!(whole["commit_gpus"].as_u64().unwrap() > 0, "{policy}: {}", whole["best_played"]);
+        assert_eq!(whole["prices"]["committed_usd_over_need"], "3.00");
+        // Three times 3 is more than 5, for a GPU that is always in use too.
+        let third = found("12");
+        assert_eq!((&third["commit_gpus"], &third["best_by_rule"]["gpus"]), (&0.into(), &0.into()), "{policy}");
+        assert_eq!(
+            (&third["prices"]["committed_usd"], &third["prices"]["committed_usd_over_need"]),
+            (&"3.00".into(), &"9.00".into())
+        );
+        assert_eq!(third["least_regret"]["gpus"], 0, "{policy}");
+        assert!(third["scenarios"].as_array().unwrap().iter().all(|one| one["best_gpus"] == 0), "{policy}");
+        let layers = third["layers"].as_array().unwrap();
+        assert!(layers.iter().all(|layer| layer["product"] == "on demand"), "{policy}");
+        // A committed GPU costs 9 for each hour.
+        let level = &third["levels"][1];
+        let hours = third["demand"]["hours"].as_f64().unwrap();
+        let committed: f64 = level["by_curve"]["committed_usd"].as_str().unwrap().parse().unwrap();
+        let gpus = level["gpus"].as_f64().unwrap();
+        assert!((committed - 9.0 * gpus * hours).abs() < 1e-6, "{policy}: {level}");
+        assert_eq!(whole["prices"]["break_even_months"], third["prices"]["break_even_months"], "21.6 of 36");
+    }
+}
+
 const PRICES: &str = r#"
 [[price]]
 gpu = "H100"
@@ -178,7 +210,9 @@ fn products_of_a_price_file_lie_in_layers() {
         layers.iter().map(|layer| layer["product"].as_str().unwrap().to_owned()).collect()
     };
     assert_eq!(layers(&[]), ["own 3 years", "own 1 year, partial", "on demand"]);
-    // Three years for a need of one cost more than on demand.
+    // Three years for a need of one cost more than on demand, so that the year is what the level is of.
+    let short = books.json(&[&args[..], &["--horizon-months", "12"]].concat())["prices"].clone();
+    assert_eq!((&short["committed_usd"], &short["term_months"]), (&"3.00".into(), &12.into()));
     assert!(!layers(&["--horizon-months", "12"]).contains(&"own 3 years".to_owned()));
     let found = books.json(&args);
     assert_eq!(found["prices"]["on_demand_usd"], "5.00");

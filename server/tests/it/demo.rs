@@ -62,6 +62,12 @@ fn a_short_demo_loses_nothing_and_its_pools_are_allocated_to_the_last_unit() {
     assert_eq!(usd(&scaled["static_usd"]), usd(&scaled["actual_usd"]) + usd(&scaled["given_back_usd"]), "{scaled}");
     assert!(usd(&scaled["given_back_usd"]) > Money::ZERO, "it began with one replica of four: {scaled}");
 
+    let recounted = &scaled["recounted"];
+    for sum in ["static_usd", "actual_usd"] {
+        let off = usd(&scaled[sum]) - usd(&recounted[sum]);
+        assert!(off.pico().abs() <= 1_000, "{sum} from decisions and facts, and counted again: {scaled}");
+    }
+
     // What the demo said is what the ledger says.
     let report = books.json(&["report", "--by", "pool"]);
     assert_eq!(report["total"]["requests"], result["requests"]);

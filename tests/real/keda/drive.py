@@ -24,7 +24,7 @@ from checks import Checks
 from processes import Farthing, free_port
 
 METRIC = "farthing-replicas"
-PATIENCE_S = 30
+PATIENCE_S = 60
 
 
 class Engine(http.server.BaseHTTPRequestHandler):
@@ -59,6 +59,21 @@ vllm:kv_cache_usage_perc{model_name="tiny"} 0
         pass
 
 
+class Replica:
+    """An engine that comes and goes."""
+
+    def __init__(self, port):
+        self.port, self.server = port, None
+
+    def start(self):
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Engine)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def stop(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
 def config(keda, steady, asleep):
     """Two deployments behind KEDA: one that always has three replicas, and one that has none until somebody asks."""
     def upstream(name, port):
@@ -69,6 +84,7 @@ kind = "vllm"
 base_url = "http://127.0.0.1:{port}"
 pool = "shared"
 deployment = "{name}"
+engine = {{ replica = "{name}" }}
 
 [[route]]
 model = "{name}"
@@ -84,6 +100,7 @@ gpus = 1
 decide_every_ms = 1000
 objective = {{ ttft_ms = 2000, tpot_ms = 200, percentile = 0.9 }}
 capacity = {{ requests_per_s = 4, input_tokens = 30, output_tokens = 40, batch = 4 }}
+guards = {{ stabilise_s = 2, zero_after_s = 2, down_per_minute = 60 }}
 actuator = {{ kind = "keda" }}
 """
     return f"""
@@ -102,6 +119,7 @@ owner = "platform"
 gpu = "host"
 gpus = 6
 usd_per_gpu_hour = "3.60"
+replicas = [{{ name = "steady", gpus = 3 }}, {{ name = "asleep", gpus = 3 }}]
 
 [telemetry]
 scrape_every_ms = 500
@@ -186,7 +204,7 @@ def post(url, body, key=None):
         return error.code, error.read().decode()
 
 
-def drive(checks, farthing, admin, keda, messages, stubs, asleep_port):
+def drive(checks, farthing, admin, keda, messages, stubs, replica):
     stub = stubs.ExternalScalerStub(grpc.insecure_channel(f"127.0.0.1:{keda}"))
 
     def of(deployment, **more):
@@ -224,7 +242,9 @@ def drive(checks, farthing, admin, keda, messages, stubs, asleep_port):
     post(f"{admin}/api/v1/scaling/resume", {"deployment": "steady"})
     checks.equal("resumed", until(lambda: code(lambda: metrics("steady")), grpc.StatusCode.OK), grpc.StatusCode.OK)
 
-    checks.equal("a deployment at zero", until(lambda: metrics("asleep"), [(METRIC, 0, 0.0)]), [(METRIC, 0, 0.0)])
+    checks.equal("a deployment that nobody wants", until(lambda: metrics("asleep"), [(METRIC, 0, 0.0)]), [(METRIC, 0, 0.0)])
+    # As KEDA would: there is no replica any more.
+    replica.stop()
     asleep = Stream(stub.StreamIsActive(of("asleep")))
     checks.equal("its stream", asleep.next(), False)
     answers = queue.Queue()
@@ -232,9 +252,7 @@ def drive(checks, farthing, admin, keda, messages, stubs, asleep_port):
     threading.Thread(target=lambda: answers.put(post(f"{farthing.url}/v1/chat/completions", ask, farthing.key)), daemon=True).start()
     checks.equal("a request waits: the stream says so", asleep.next(), True)
     checks.equal("a request waits: IsActive", stub.IsActive(of("asleep")).result, True)
-    # As KEDA would: there is a replica now.
-    engine = http.server.ThreadingHTTPServer(("127.0.0.1", asleep_port), Engine)
-    threading.Thread(target=engine.serve_forever, daemon=True).start()
+    replica.start()
     try:
         status, answer = answers.get(timeout=PATIENCE_S * 2)
     except queue.Empty:
@@ -269,11 +287,12 @@ def main():
         sys.path.insert(0, str(generated))
         messages, stubs = importlib.import_module("externalscaler_pb2"), importlib.import_module("externalscaler_pb2_grpc")
         keda, steady, asleep = free_port(), free_port(), free_port()
-        engine = http.server.ThreadingHTTPServer(("127.0.0.1", steady), Engine)
-        threading.Thread(target=engine.serve_forever, daemon=True).start()
+        Replica(steady).start()
+        replica = Replica(asleep)
+        replica.start()
         farthing = Farthing(folder, "books", config(keda, steady, asleep))
         admin = next(line.split('"')[1] for line in farthing.config.read_text().split("[admin]")[1].splitlines() if line.startswith("listen"))
-        drive(checks, farthing, f"http://{admin}", keda, messages, stubs, asleep)
+        drive(checks, farthing, f"http://{admin}", keda, messages, stubs, replica)
         good = checks.report()
     finally:
         if farthing:

@@ -3,10 +3,11 @@
 use ledger::commit::layers::{self, Plan};
 use ledger::commit::regret::{Regret, Scenario, least_regret, regrets};
 use ledger::commit::spot::{self, Interruptions, Saving};
-use ledger::commit::{Demand, Product, best_level};
+use ledger::commit::{Demand, Product, Rates, best_level};
 use ledger::{GpuHourRate, Money};
 use serde_json::{Value, json};
 
+use super::horizon::Chosen;
 use super::levels::{Candidate, Levels};
 use crate::cli::Commit as Options;
 use crate::commands::simulate::prepare::Played;
@@ -35,12 +36,12 @@ pub struct Answer {
     pub regrets: Vec<Regret>,
     /// The candidate whose worst regret is the smallest, and that regret.
     pub hedged: Option<(usize, Money)>,
-    /// The products there are, where there are several ways to commit.
+    /// The products there are, where there are several ways to commit, at what an hour of the need costs.
     pub products: Vec<Product>,
     /// How they lie in layers.
     pub layers: Plan,
-    /// For how many months the commitment binds, if known.
-    pub term_months: Option<u32>,
+    /// What the commitment of the levels is.
+    pub chosen: Chosen,
     /// What interruptible GPUs would do, where they have a price.
     pub spot: Option<SpotAnswer>,
 }
@@ -87,7 +88,7 @@ impl Waiting {
 
 /// Draws the conclusions.
 #[must_use]
-pub fn of(played: &Played, options: &Options, levels: Levels) -> Answer {
+pub fn of(played: &Played, options: &Options, chosen: Chosen, levels: Levels) -> Answer {
     let gpus = played.plan.gpus;
     let place = |level: u32| levels.candidates.iter().rposition(|candidate| candidate.bill.level <= level).unwrap_or(0);
     // Whole replicas: a GPU of a replica that does not run is of no use.
@@ -98,20 +99,17 @@ pub fn of(played: &Played, options: &Options, levels: Levels) -> Answer {
     let candidates: Vec<u32> = levels.candidates.iter().map(|candidate| candidate.bill.level).collect();
     let regrets =
         if options.scenarios { regrets(&levels.demand, levels.rates, &candidates, &Scenario::ALL) } else { Vec::new() };
-    let term_months = options.term_months.or_else(|| {
-        let cheapest = played.price.products.iter().find(|product| product.committed == levels.rates.committed);
-        cheapest.and_then(|product| product.term_months)
-    });
     let products = match &played.price.products[..] {
         [] => vec![Product {
             name: "committed".to_owned(),
             committed: levels.rates.committed,
             used: GpuHourRate::default(),
-            term_months,
+            term_months: chosen.term_months,
         }],
         listed => listed.to_vec(),
     };
-    let layers = layers::cheapest(&levels.demand, levels.rates.on_demand, &products, options.horizon_months);
+    // The horizon is in the prices already.
+    let layers = layers::cheapest(&levels.demand, levels.rates.on_demand, &products, None);
     let spot = options.spot_usd.or(played.price.spot).map(|rate| spot_answer(played, options, &levels, by_play, rate));
     Answer {
         trace: played.demand.name.clone(),
@@ -124,7 +122,7 @@ pub fn of(played: &Played, options: &Options, levels: Levels) -> Answer {
         regrets,
         products,
         layers,
-        term_months,
+        chosen,
         spot,
         levels,
     }
@@ -170,6 +168,14 @@ impl Answer {
     pub fn of_on_demand(&self, candidate: &Candidate) -> Option<f64> {
         let without = self.levels.candidates.first()?.played.pico();
         (without > 0).then(|| candidate.played.pico() as f64 / without as f64)
+    }
+
+    /// Months of a term after which the need may end without a loss, and the months of the term, where it is known.
+    #[must_use]
+    pub fn break_even_months(&self) -> Option<(f64, u32)> {
+        let term = self.chosen.term_months?;
+        let of_term = Rates { committed: self.chosen.listed, ..self.levels.rates };
+        Some((of_term.break_even_months(term)?, term))
     }
 
     /// The load-duration curve with the level to take.
@@ -234,11 +240,12 @@ impl Answer {
             "notes": self.notes,
             "policy": self.policy(),
             "prices": {
-                "committed_usd": levels.rates.committed,
+                "committed_usd": self.chosen.listed,
+                "committed_usd_over_need": levels.rates.committed,
                 "on_demand_usd": levels.rates.on_demand,
                 "break_even": levels.rates.break_even(),
-                "term_months": self.term_months,
-                "break_even_months": self.term_months.and_then(|term| levels.rates.break_even_months(term)),
+                "term_months": self.chosen.term_months,
+                "break_even_months": self.break_even_months().map(|(months, _)| months),
                 "source": self.source,
             },
             "demand": {

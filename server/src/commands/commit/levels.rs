@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use anyhow::Context as _;
 use fleet::scale::{Bounds, Policy};
 use fleet::sim::fluid;
 use fleet::sim::outcome::{Minute, Outcome};
@@ -23,7 +22,7 @@ const MINUTES_PER_HOUR: usize = 60;
 pub struct Levels {
     /// The policy with its parameters; `None` where the demand alone was taken.
     pub policy: Option<String>,
-    /// What both kinds of GPUs cost.
+    /// What both kinds of GPUs cost for an hour of the need.
     pub rates: Rates,
     /// GPUs in use without any commitment.
     pub demand: Demand,
@@ -44,20 +43,13 @@ pub struct Candidate {
     pub overloaded: Option<f64>,
 }
 
-/// Plays them all.
-///
-/// # Errors
-/// When a price is missing.
-pub fn find(played: &Played, options: &Options) -> anyhow::Result<Levels> {
-    let committed = played.price.committed.context(
-        "say what a committed GPU costs: --committed-usd USD, or a price list that has a commitment for this GPU (--prices, \
-         --gpu, --provider)",
-    )?;
-    let rates = Rates { committed, on_demand: played.price.on_demand };
+/// Plays them all at these rates, which are what is played, too.
+#[must_use]
+pub fn find(played: &Played, options: &Options, rates: Rates) -> Levels {
     match &options.policy {
-        Some(Scaler::Nobody) => Ok(of_demand(played, options, rates)),
-        Some(Scaler::By(policy)) => Ok(of_policy(played, rates, policy.clone())),
-        None => Ok(of_policy(played, rates, Policy::default())),
+        Some(Scaler::Nobody) => of_demand(played, options, rates),
+        Some(Scaler::By(policy)) => of_policy(played, rates, policy.clone()),
+        None => of_policy(played, rates, Policy::default()),
     }
 }
 

@@ -34,13 +34,17 @@ fn head(played: &Played, answer: &Answer) -> String {
     let demand = &answer.levels.demand;
     let hours = demand.duration_us() as f64 / 3_600e6;
     let used = demand.gpu_us() as f64 / 3_600e6;
-    let break_even = rates.break_even().map_or("free on demand".to_owned(), |part| {
-        format!("pays for a GPU in use {} % of the time or more", number(part * 100.0))
-    });
-    let months = answer.term_months.and_then(|term| Some((term, rates.break_even_months(term)?)));
-    let months = months.map_or(String::new(), |(term, months)| {
+    let break_even = match rates.break_even() {
+        None => "free on demand".to_owned(),
+        Some(part) if part > 1.0 => "pays for no GPU, however much it is in use".to_owned(),
+        Some(part) => format!("pays for a GPU in use {} % of the time or more", number(part * 100.0)),
+    };
+    let mut months = answer.break_even_months().map_or(String::new(), |(months, term)| {
         format!("\n  of a term of {term} months the need has to last {months:.1}")
     });
+    if answer.chosen.listed != rates.committed {
+        months += &format!("\n  {} USD for an hour of the term, paid to its end", answer.chosen.listed);
+    }
     format!(
         "{}scaled by {}: {} GPU-hours in {} h, {} GPUs at the peak, {} in use half the time\n\
          {} USD committed against {} on demand: {break_even}{months}\n",
