@@ -98,6 +98,7 @@ mode = "act"
 policy = "static"
 gpus = 1
 decide_every_ms = 1000
+cold_start_s = 4
 objective = {{ ttft_ms = 2000, tpot_ms = 200, percentile = 0.9 }}
 capacity = {{ requests_per_s = 4, input_tokens = 30, output_tokens = 40, batch = 4 }}
 guards = {{ stabilise_s = 2, zero_after_s = 2, down_per_minute = 60 }}
