@@ -96,7 +96,7 @@ async fn call_patiently(method: Method, url: &str, said: Said<'_>) -> Result<Byt
     let unreachable = |cause: String| ActuateError::Unreachable { what: shown(url), cause };
     let mut request = Request::builder().method(method).uri(url);
     if let Some(key) = said.key {
-        request = request.header("idempotency-key", key);
+        request = request.header("idempotency-key", key.as_bytes());
     }
     if let Some(token) = said.token {
         request = request.header(header::AUTHORIZATION, token.bearer()?);

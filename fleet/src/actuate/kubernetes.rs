@@ -255,6 +255,11 @@ impl Workload {
             }
             (None, None) => Config::infer().await.map_err(|error| wrong(&error))?,
         };
+        // The client takes the process's provider of TLS, and where two are built in there is none until somebody says which.
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Somebody else may be faster; then theirs is as good.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
         // Our own time limit is shorter than its patience.
         config.default_retry = false;
         Client::try_from(config).map_err(|error| wrong(&error))

@@ -32,7 +32,12 @@ pub fn best(points: &[Point]) -> Vec<&Point> {
     order
 }
 
-/// Draws the points. Misses stand on a scale that spreads small shares: its root.
+/// The share below which misses stand on a scale that is nearly even; above it every factor takes the same space.
+const FINE: f64 = 0.000_1;
+/// Where a name stands beside its point, and where when others stand there already.
+const BESIDE: [i32; 4] = [-7, 8, -22, 23];
+
+/// Draws the points. Small shares of misses are what matters, so they get most of the scale.
 ///
 /// # Errors
 /// When it cannot be drawn.
@@ -43,9 +48,9 @@ pub fn frontier(title: &str, subtitle: &str, points: &[Point]) -> anyhow::Result
     let least = if least.is_finite() { least } else { 0.0 };
     let pad = ((most - least) * 0.08).max(most * 0.01).max(0.01);
     let across = (least - pad).max(0.0)..most + pad * 2.5;
-    let spread = |missed: f64| missed.max(0.0).sqrt();
+    let spread = |missed: f64| (missed.max(0.0) / FINE).ln_1p();
     let top = spread(points.iter().map(|point| point.missed).fold(0.000_1, f64::max)) * 1.12;
-    let shares = [0.0, 0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
+    let shares = [0.0, 0.0001, 0.0005, 0.002, 0.01, 0.05, 0.2, 1.0];
     let shares: Vec<f64> = shares.into_iter().map(spread).filter(|share| *share <= top).collect();
     let keys = [
         ("nothing costs less and misses less".to_owned(), GOOD.to_rgba()),
@@ -65,7 +70,7 @@ pub fn frontier(title: &str, subtitle: &str, points: &[Point]) -> anyhow::Result
             .x_labels(40)
             .y_labels(40)
             .x_label_formatter(&|usd| format!("${}", number(*usd)))
-            .y_label_formatter(&|root| format!("{} %", number(root * root * 100.0)))
+            .y_label_formatter(&|place| format!("{} %", number((place.exp_m1() * FINE * 1e6).round() / 1e4)))
             .x_desc("cost")
             .y_desc("requests in overloaded minutes")
             .axis_desc_style(font(13).color(&INK))
@@ -73,7 +78,11 @@ pub fn frontier(title: &str, subtitle: &str, points: &[Point]) -> anyhow::Result
         let line = best(points).into_iter().map(|point| (point.usd, spread(point.missed)));
         chart.draw_series(LineSeries::new(line, GOOD.stroke_width(2)))?;
         let on_line = best(points);
-        for point in points {
+        let close = |a: &Point, b: &Point| {
+            (a.usd - b.usd).abs() < 0.1 * (across.end - across.start)
+                && (spread(a.missed) - spread(b.missed)).abs() < 0.04 * top
+        };
+        for (index, point) in points.iter().enumerate() {
             let place = (point.usd, spread(point.missed));
             let colour = match () {
                 () if point.oracle => PAID,
@@ -82,7 +91,8 @@ pub fn frontier(title: &str, subtitle: &str, points: &[Point]) -> anyhow::Result
                 () => DEMAND,
             };
             chart.draw_series([Circle::new(place, 5, colour.filled())])?;
-            let label = Text::new(point.label.clone(), (8, -7), font(13).color(&INK));
+            let before = points[..index].iter().filter(|other| close(other, point)).count();
+            let label = Text::new(point.label.clone(), (8, BESIDE[before % BESIDE.len()]), font(13).color(&INK));
             chart.draw_series([EmptyElement::at(place) + label])?;
         }
         Ok(())
@@ -118,7 +128,7 @@ mod tests {
         let svg = frontier("the week", "", &points()).unwrap();
         assert_well_formed(&svg);
         assert_eq!(svg.matches("<circle").count(), 5);
-        for name in ["static", "hpa", "kpa", "forecast", "oracle", "0.1 %"] {
+        for name in ["static", "hpa", "kpa", "forecast", "oracle", "0.05 %"] {
             assert!(svg.contains(name), "{name}");
         }
     }
