@@ -3,7 +3,7 @@
 
 use ledger::Timestamp;
 
-use super::parameters::{Parameter, Parameters};
+use super::parameters::parameters;
 use crate::scale::forecast::hold::held;
 use crate::scale::forecast::{Model, Outlook, whole};
 use crate::scale::observe::{Decision, Observation, Sample};
@@ -64,62 +64,14 @@ impl Default for CostOptimal {
     }
 }
 
-impl Parameters for CostOptimal {
-    const NAME: &'static str = "cost-optimal";
-
-    fn parameters() -> &'static [Parameter<CostOptimal>] {
-        &[
-            Parameter {
-                name: "miss",
-                meaning: "price of a replica's worth of requests in an overloaded minute, replica-minutes",
-                get: |p| p.miss,
-                set: |p, v| p.miss = v,
-                min: 0.01,
-                max: 100_000.0,
-            },
-            Parameter {
-                name: "drift",
-                meaning: "how far the level itself may be off, part of it",
-                get: |p| p.drift,
-                set: |p, v| p.drift = v,
-                min: 0.0,
-                max: 1.0,
-            },
-            Parameter {
-                name: "burst",
-                meaning: "kept above the load of the last two minutes, part of it",
-                get: |p| p.burst,
-                set: |p, v| p.burst = v,
-                min: 0.0,
-                max: 2.0,
-            },
-            Parameter {
-                name: "slack",
-                meaning: "part of the replicas that must be too many before any is let go",
-                get: |p| p.slack,
-                set: |p, v| p.slack = v,
-                min: 0.0,
-                max: 0.5,
-            },
-            Parameter {
-                name: "smoothing",
-                meaning: "weight of the newest minute in the level",
-                get: |p| p.smoothing,
-                set: |p, v| p.smoothing = v,
-                min: 0.01,
-                max: 1.0,
-            },
-            Parameter {
-                name: "trust-days",
-                meaning: "former days at which the season is believed half",
-                get: |p| p.trust_days,
-                set: |p, v| p.trust_days = v,
-                min: 0.0,
-                max: 30.0,
-            },
-        ]
-    }
-}
+parameters!(CostOptimal "cost-optimal" {
+    miss "miss" 0.01..=100_000.0 "price of a replica's worth of requests in an overloaded minute, replica-minutes",
+    drift "drift" 0.0..=1.0 "how far the level itself may be off, part of it",
+    burst "burst" 0.0..=2.0 "kept above the load of the last two minutes, part of it",
+    slack "slack" 0.0..=0.5 "part of the replicas that must be too many before any is let go",
+    smoothing "smoothing" 0.01..=1.0 "weight of the newest minute in the level",
+    trust_days "trust-days" 0.0..=30.0 "former days at which the season is believed half",
+});
 
 impl CostOptimal {
     /// The number of replicas wanted; what there is when no load is known.

@@ -3,7 +3,7 @@
 
 use ledger::Timestamp;
 
-use super::parameters::{Parameter, Parameters};
+use super::parameters::parameters;
 use crate::scale::forecast::hold::held;
 use crate::scale::forecast::{Model, Outlook, whole};
 use crate::scale::observe::{Decision, Observation};
@@ -51,62 +51,14 @@ impl Default for Forecast {
     }
 }
 
-impl Parameters for Forecast {
-    const NAME: &'static str = "forecast";
-
-    fn parameters() -> &'static [Parameter<Forecast>] {
-        &[
-            Parameter {
-                name: "spreads",
-                meaning: "spreads above the expected load",
-                get: |p| p.spreads,
-                set: |p, v| p.spreads = v,
-                min: 0.0,
-                max: 8.0,
-            },
-            Parameter {
-                name: "margin",
-                meaning: "kept above the expected load in any case, part of it",
-                get: |p| p.margin,
-                set: |p, v| p.margin = v,
-                min: 0.0,
-                max: 3.0,
-            },
-            Parameter {
-                name: "burst",
-                meaning: "kept above the load of the last two minutes, part of it",
-                get: |p| p.burst,
-                set: |p, v| p.burst = v,
-                min: 0.0,
-                max: 2.0,
-            },
-            Parameter {
-                name: "slack",
-                meaning: "part of the replicas that must be too many before any is let go",
-                get: |p| p.slack,
-                set: |p, v| p.slack = v,
-                min: 0.0,
-                max: 0.5,
-            },
-            Parameter {
-                name: "smoothing",
-                meaning: "weight of the newest minute in the level",
-                get: |p| p.smoothing,
-                set: |p, v| p.smoothing = v,
-                min: 0.01,
-                max: 1.0,
-            },
-            Parameter {
-                name: "trust-days",
-                meaning: "former days at which the season is believed half",
-                get: |p| p.trust_days,
-                set: |p, v| p.trust_days = v,
-                min: 0.0,
-                max: 30.0,
-            },
-        ]
-    }
-}
+parameters!(Forecast "forecast" {
+    spreads "spreads" 0.0..=8.0 "spreads above the expected load",
+    margin "margin" 0.0..=3.0 "kept above the expected load in any case, part of it",
+    burst "burst" 0.0..=2.0 "kept above the load of the last two minutes, part of it",
+    slack "slack" 0.0..=0.5 "part of the replicas that must be too many before any is let go",
+    smoothing "smoothing" 0.01..=1.0 "weight of the newest minute in the level",
+    trust_days "trust-days" 0.0..=30.0 "former days at which the season is believed half",
+});
 
 impl Forecast {
     /// The number of replicas wanted; what there is when no load is known.

@@ -2,7 +2,7 @@
 
 use ledger::Timestamp;
 
-use super::parameters::{Parameter, Parameters};
+use super::parameters::parameters;
 use crate::scale::forecast::whole;
 use crate::scale::observe::{Decision, HISTORY_BIN_US, Observation};
 
@@ -27,20 +27,9 @@ impl Default for Oracle {
     }
 }
 
-impl Parameters for Oracle {
-    const NAME: &'static str = "oracle";
-
-    fn parameters() -> &'static [Parameter<Oracle>] {
-        &[Parameter {
-            name: "headroom",
-            meaning: "replicas for so many times the load",
-            get: |p| p.headroom,
-            set: |p, v| p.headroom = v,
-            min: 0.1,
-            max: 4.0,
-        }]
-    }
-}
+parameters!(Oracle "oracle" {
+    headroom "headroom" 0.1..=4.0 "replicas for so many times the load",
+});
 
 impl Oracle {
     /// The number of replicas that the next cold start needs; what there is when nobody knows the future.
